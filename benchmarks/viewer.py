@@ -1,11 +1,12 @@
 """The page of a large run: writing it, its first view in Chromium, opening rows, searching texts.
 
-    python -m benchmarks.viewer [--trajectories 10000] [--segments 10] [--sentences 8]
+    python -m benchmarks.viewer [--trajectories 10000] [--segments 10] [--sentences 8] [--all]
 
 Rows are generated, about 5,900 characters each by default, of words drawn at random, which compress
 worse than a model's thinking. The first view is the time from the start of navigation until the
 list and the first row stand on the screen (`performance.now()` two frames later), in a fresh
-browser each time. Memory is the peak of `dto view`.
+browser each time. Memory is the peak of `dto view`. Of a run with more than 10,000 trajectories the
+page shows a part; `--all` shows all of them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=10)
     parser.add_argument("--sentences", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -49,6 +51,7 @@ def main() -> None:
         path = folder / "run/view.html"
         begun = time.perf_counter()
         command = [sys.executable, "-m", "dto.cli", "view", str(folder / "run"), "--no-open"]
+        command += ["--all"] * arguments.all
         child, peak = psutil.Popen(command), 0
         while child.poll() is None:
             with suppress(psutil.Error):
@@ -56,7 +59,10 @@ def main() -> None:
             time.sleep(0.05)
         assert child.returncode == 0, "dto view has failed"
         seconds = time.perf_counter() - begun
-        logging.info("dto view    %.1f s, peak memory %.0f MB", seconds, peak / 1e6)
+        logging.info(
+            "dto view    %.1f s, peak memory %.0f MB, file %.1f MB",
+            seconds, peak / 1e6, path.stat().st_size / 1e6,
+        )  # fmt: skip
         for number in range(arguments.repetitions):
             measure(path, folder / f"profile{number}")
 

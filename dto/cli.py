@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, NoReturn
 
 import typer
 
 from dto import __version__
-from dto.commands import RunPath
+from dto.commands import Target, read_target
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
@@ -47,25 +49,53 @@ def _options(
 
 
 def view(
-    run: RunPath,
+    target: Target,
     out: Annotated[
         Path | None, typer.Option(help="HTML file to write; RUN/view.html by default.")
     ] = None,
     no_open: Annotated[
         bool, typer.Option("--no-open", help="Write the file without opening a browser.")
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option("--all", help="Show all rows of a large run, not the first of each list."),
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page until Ctrl-C; a reload shows new rows.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of --serve; 0 takes a free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Address of --serve; 0.0.0.0 lets other machines in.")
+    ] = "localhost",
 ) -> None:
     """Show trajectories in the browser, as one HTML file.
 
     Shows segments, exits, pruned patterns, pairs and early exits. The run may be in progress.
     """
+    run = Path(target)
+    if not run.is_dir():
+        _, run = read_target(target, None)
+        if not run.is_dir():
+            raise DtoError(f"there is no run {run} yet: start it with `dto run {quote(target)}`")
+    if serve:
+        _serve(run, out, whole, host, port)
+        return
     from dto.viewer.page import view as write
 
-    path = write(run, out)
+    path = write(run, out, whole=whole)
     size = path.stat().st_size
     print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):
         print("no browser was found: open the file yourself")
+
+
+def _serve(run: Path, out: Path | None, whole: bool, host: str, port: int) -> None:
+    from dto.viewer.serve import addresses, open_server
+
+    with open_server(run, out, whole=whole, host=host, port=port) as server:
+        print(*addresses(server, host), "Ctrl-C ends it", sep="\n", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _has_screen() -> bool:

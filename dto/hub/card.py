@@ -35,7 +35,7 @@ from dto.runs.reader import RunReader
 from dto.source import Source
 from dto.stages import prune
 from dto.tasks import TASKS
-from dto.viewer.nodes import visible_text
+from dto.viewer.tree import visible_text
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (

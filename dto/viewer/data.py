@@ -30,9 +30,12 @@ from dto.records import (
 from dto.runs.journal import read_entries
 from dto.runs.reader import RunReader
 from dto.viewer.arms import arms_of, question_of
+from dto.viewer.prompt import Request, RequestReader
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
+LENGTHS_READ = 64
+"""Rows whose token ids are in memory at a time to count them."""
 _JOINED = (Trajectory, Segment, ExitEstimate, OptimizedTrajectory, PreferencePair)
 """Rows that belong to a trajectory: their ids start with its id."""
 _VIEWED = (*_JOINED, Problem, EvaluationRow, BatchResponse, Chain, LabelledChain)
@@ -45,7 +48,7 @@ class TrajectoryView:
 
     `estimates` and `pairs` are sorted by id. `tokens` counts the response. `dropped` has (stage,
     row) pairs with the reason why a stage dropped it. `threshold` is the threshold on p at an exit;
-    nan where unknown.
+    nan where unknown. `request` is the prompt with the sampling settings, where the run has them.
     """
 
     trajectory: Trajectory
@@ -57,6 +60,7 @@ class TrajectoryView:
     pairs: tuple[PreferencePair, ...] = ()
     dropped: tuple[tuple[str, Dropped], ...] = ()
     threshold: float = float("nan")
+    request: Request | None = None
 
     @property
     def id(self) -> str:
@@ -73,12 +77,12 @@ class TrajectoryView:
 
     @property
     def removed(self) -> dict[int, str]:
-        """Segments missing from the optimized version, by index: `truncated` or `pruned`."""
+        """Segments missing from the optimized version, by index: `pruned`, or `cut` by the exit."""
         if self.optimized is None:
             return {}
         exit = self.optimized.exit
         gone = {segment.index for segment in self.segments} - set(self.optimized.kept)
-        return {index: "truncated" if index > exit else "pruned" for index in gone}
+        return {index: "cut" if index > exit else "pruned" for index in gone}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +266,7 @@ class RunTables(RunReader):
             yield from super().rows(stage, record, without)
 
     def trajectories(self, only: str = "") -> Iterator[TrajectoryView]:
-        """Yield a view of every trajectory, by id and without token ids.
+        """Yield a view of every trajectory, by id and without the token ids of responses.
 
         `only`: yield the trajectory with this id, with token ids, and read only its rows.
         """
@@ -276,13 +280,13 @@ class RunTables(RunReader):
         def trajectory_id(row: Any) -> str:
             return str(row.trajectory_id)
 
-        without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
-        lengths, dropped = {}, self._dropped()
-        if not only and self.states.get("sample") == "finished":  # lengths without token ids
-            import polars as pl
-
-            counts = self.frame("sample").select("id", pl.col("token_ids").list.len())
-            lengths = dict(counts.collect().iter_rows())
+        without: dict[Any, tuple[str, ...]] = {}
+        if not only:
+            without = dict.fromkeys((Trajectory, OptimizedTrajectory), ("token_ids",))
+        dropped, request_of = self._dropped(), RequestReader(self.recipe)
+        lengths: Iterator[int] = iter(())
+        if not only and self.states.get("sample") == "finished":
+            lengths = _lengths(self.table("sample"))
         pruned = self.states.get("prune") == "finished"
         joined = tables.merge(
             rows("sample", Trajectory, "id"),
@@ -294,10 +298,11 @@ class RunTables(RunReader):
         )
         problem_of = _ProblemsById(rows("problems", Problem, "id"))
         for trajectory, segments, estimates, after, before, pairs in joined:
+            tokens = next(lengths, len(trajectory.token_ids))
             if only in ("", trajectory.id):
                 yield TrajectoryView(
                     trajectory,
-                    lengths.get(trajectory.id) or len(trajectory.token_ids),
+                    tokens,
                     problem_of(trajectory.problem_id),
                     tuple(segments),
                     tuple(estimates),
@@ -305,7 +310,16 @@ class RunTables(RunReader):
                     tuple(pairs),
                     tuple(dropped.get(trajectory.id, ())),
                     self.recipe.estimate.threshold,
+                    request_of(trajectory),
                 )
+
+    def total(self, stage: str) -> int | None:
+        """Count the rows of a list's stage, of `evaluate` its questions; None while it runs."""
+        if self.states.get(stage) != "finished":
+            return None
+        if stage != "evaluate":
+            return self.count(stage)
+        return self.frame(stage, "problem_id", "sample").unique().collect().height
 
     def find(self, row_id: str) -> View:
         """Find the first trajectory whose id starts with `row_id`, else the first such answer.
@@ -409,6 +423,16 @@ class _ProblemsById:
         while self._head is not None and self._head.id < problem_id:
             self._head = next(self._rest, None)
         return self._head if self._head is not None and self._head.id == problem_id else None
+
+
+def _lengths(path: Path) -> Iterator[int]:
+    """Yield the number of tokens of each response of a table, in its order."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=LENGTHS_READ, columns=["token_ids"]):
+            yield from pc.list_value_length(batch.column(0)).to_pylist()
 
 
 def _find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:

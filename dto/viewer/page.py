@@ -8,29 +8,34 @@ are redacted as in `dto publish`, and errors are reduced to their kind (`dto.red
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from shlex import quote
 from shutil import copyfileobj
 from string import Template
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from dto.errors import DtoError, disk_errors
 from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
 from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
-from dto.viewer.nodes import Node, RunText, visible_text
 from dto.viewer.render import node, verdict_label
+from dto.viewer.tree import Element, Node, RunText, source, visible_text
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
+REPORT = "report/report.html"
+logger = logging.getLogger("dto")
 
 
 class Line(NamedTuple):
@@ -125,13 +130,14 @@ def batch_line(view: BatchView) -> Line:
     )
 
 
-LISTS: tuple[tuple[str, str, str, Callable[[Any], Line]], ...] = (
-    ("Trajectories", "trajectories", "trajectories", trajectory_line),
-    ("Batch prompts", "responses", "batches", batch_line),
-    ("Chains", "chains", "chains", chain_line),
-    ("Evaluation", "questions", "answers", answers_line),
+LISTS: tuple[tuple[str, str, str, str, Callable[[Any], Line]], ...] = (
+    ("Trajectories", "trajectories", "sample", "trajectories", trajectory_line),
+    ("Batch prompts", "responses", "batch", "batches", batch_line),
+    ("Chains", "chains", "chain", "chains", chain_line),
+    ("Evaluation", "questions", "evaluate", "answers", answers_line),
 )
-"""(title, noun for the rows, method of `RunTables` with their views, function for a line)."""
+"""(title, noun for the rows, their stage, method of `RunTables` with their views, function for a
+line)."""
 
 
 def _arm(row: EvaluationRow) -> str:
@@ -173,42 +179,53 @@ CHUNK_ROWS = 64
 SCRIPTS = ("rows", "list", "page")
 
 
-def view(run: Path | str, out: Path | str | None = None) -> Path:
+PAGE_ROWS = 10_000
+PAGE_BYTES = 64 * 2**20
+"""A list with more rows or data than this is shown in part: browsers cannot hold all of it."""
+
+
+def view(run: Path | str, out: Path | str | None = None, *, whole: bool = False) -> Path:
     """Write the page of a run, by default `RUN/view.html`, and return its path.
 
-    `out` is a file, or a folder for `view.html`. One chunk of rows is in memory at a time, and the
-    list line of every row. Raises DtoError for a directory that is not a run, for a run without
-    rows, and if the file cannot be written.
+    `out` is a file, or a folder for `view.html`. Of a list with more than PAGE_ROWS rows or
+    PAGE_BYTES of data the page shows the first problems, unless `whole`, and says so. One chunk of
+    rows is in memory at a time, and the list line of every row shown. A report beside the page
+    (`report/report.html`) is linked. Raises DtoError for a directory that is not a run, for a run
+    without rows, and if the file cannot be written.
     """
     run_tables = RunTables(run)
     path = Path(out) if out is not None else run_tables.path
     path = path / "view.html" if path.is_dir() else path
     try:
         with disk_errors(path):
-            _write(run_tables, path)
+            _write(run_tables, path, whole)
     except DtoError:
         if RunTables(run).states == run_tables.states:
             raise
     if RunTables(run).states != run_tables.states:  # a stage has finished meanwhile
-        return view(run, out)
+        return view(run, out, whole=whole)
     return path
 
 
-def _write(run: RunTables, path: Path) -> None:
+def _write(run: RunTables, path: Path, whole: bool) -> None:
     redaction = Redaction.of(run.recipe, run.path)
     with TemporaryFile() as body:
         lists, count = [], 0
-        for name, noun, views, line in LISTS:
+        for name, noun, stage, views, line in LISTS:
             lines: list[Line] = []
             chunks, first = [], count
-            trees = _trees(map(without_error_texts, getattr(run, views)()), line, lines)
+            full = partial(_is_full, whole, lines, body, body.tell())
+            trees = _trees(map(without_error_texts, getattr(run, views)()), line, lines, full)
             for rows, packed in _chunks(trees, redaction.text):
                 body.write(f'<script type="text/plain" id="c{count}">{packed}</script>\n'.encode())
                 chunks.append(rows)
                 count += 1
             if lines:
                 cells = zip(*lines, strict=True)
-                head = {"name": name, "noun": noun, "first": first, "chunks": chunks}
+                part = _part(run, stage, noun, len(lines)) if full() else ""
+                if part:
+                    logger.warning("%s: %s", path, part.replace("RUN", quote(str(run.path))))
+                head = {"name": name, "noun": noun, "first": first, "chunks": chunks, "part": part}
                 lists.append(head | dict(zip(Line._fields, cells, strict=True)))
         index = {"stages": list(_stages(run)), "lists": redaction.data(lists)}
         if not index["lists"]:
@@ -219,7 +236,8 @@ def _write(run: RunTables, path: Path) -> None:
         end = f'<script type="text/plain" id="c{count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
-                file.write(_page(redaction.text(run.recipe.name), pack(index)).encode())
+                report = (path.parent / REPORT).is_file()
+                file.write(_page(redaction.text(run.recipe.name), pack(index), report).encode())
                 copyfileobj(body, file)
                 file.write(end.encode())
             temporary.replace(path)
@@ -233,23 +251,65 @@ def pack(content: Any) -> str:
     return b64encode(zlib.compress(text.encode("utf-8", "surrogatepass"), 6)).decode()
 
 
-def encode(tree: Node, texts: dict[str, int], redact: Callable[[str], str] = str) -> Any:
-    """Encode a tree as JSON: [tag, attributes or 0, children…]; run texts are indices in `texts`.
+class Chunk(NamedTuple):
+    """Encoded trees of rows; each text and each formula is stored once."""
 
-    `redact` is applied to every run text.
+    rows: list[Any]
+    texts: dict[str, int]
+    formulas: dict[str, int]
+    trees: list[Any]
+
+    def packed(self) -> str:
+        """Return the compressed JSON."""
+        return pack({"t": list(self.texts), "m": self.trees, "r": self.rows})
+
+
+def encode(tree: Node, chunk: Chunk, redact: Callable[[str], str] = str) -> Any:
+    """Encode a tree as JSON: [tag, attributes or 0, children…]; run texts are indices.
+
+    A text with markup is `["rich", index, pieces…]`: a piece is a number of UTF-16 units of the
+    text, an element of pieces, a label, or `["math", index]`. `redact` is applied to every run
+    text; where it changes a text with markup, the text is shown without.
     """
     if isinstance(tree, str):
         return tree
     if isinstance(tree, RunText):
-        return texts.setdefault(redact(tree.text), len(texts))
+        return chunk.texts.setdefault(redact(tree.text), len(chunk.texts))
+    if tree.tag == "span.rich":
+        text = source(tree)
+        if (redacted := redact(text)) != text:
+            return encode(RunText(redacted), chunk)
+        place = chunk.texts.setdefault(text, len(chunk.texts))
+        return ["rich", place, *(_piece(child, chunk) for child in tree.children)]
     attributes = {name: redact(value) for name, value in tree.attributes.items()}
     encoded: list[Any] = [tree.tag, attributes or 0]
     for child in tree.children:
-        encoded.append(child if isinstance(child, str) else encode(child, texts, redact))
+        encoded.append(child if isinstance(child, str) else encode(child, chunk, redact))
     return encoded
 
 
-def _page(name: str, index: str) -> str:
+def _piece(node: Node, chunk: Chunk) -> Any:
+    if isinstance(node, RunText):
+        text = node.text
+        return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+    if isinstance(node, str):
+        return node
+    if not node.tag.startswith("span.math"):
+        return [node.tag, node.attributes or 0, *(_piece(child, chunk) for child in node.children)]
+    mark, math = node.children
+    key = f"{node.tag} {source(mark)}"
+    if (place := chunk.formulas.setdefault(key, len(chunk.trees))) == len(chunk.trees):
+        chunk.trees.append(_math(math))
+    return [node.tag, 0, _piece(mark, chunk), ["math", place]]
+
+
+def _math(node: Node) -> Any:
+    if not isinstance(node, Element):
+        return node if isinstance(node, str) else node.text
+    return [node.tag, node.attributes or 0, *map(_math, node.children)]
+
+
+def _page(name: str, index: str, report: bool) -> str:
     assets = files("dto.viewer") / "assets"
     style = "".join(assets.joinpath(name).read_text("utf-8") for name in ("view.css", "page.css"))
     scripts = [assets.joinpath(f"{script}.js").read_text("utf-8") for script in SCRIPTS]
@@ -260,7 +320,12 @@ def _page(name: str, index: str) -> str:
     )
     template = Template(assets.joinpath("page.html").read_text("utf-8"))
     return template.substitute(
-        title=escape(name), policy=escape(policy), style=style, script=script, index=index
+        title=escape(name),
+        policy=escape(policy),
+        style=style,
+        script=script,
+        index=index,
+        report=f'<a href="{REPORT}">Report</a>' if report else "",
     )
 
 
@@ -268,27 +333,58 @@ def _hashed(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _trees(views: Iterable[Any], line: Callable[[Any], Line], lines: list[Line]) -> Iterator[Node]:
-    """Yield the tree of each view and append its line to `lines`."""
-    for view in views:
-        lines.append(line(view))
-        yield node(view)
+def _trees(
+    views: Iterable[Any],
+    line: Callable[[Any], Line],
+    lines: list[Line],
+    full: Callable[[], bool],
+) -> Iterator[Node]:
+    """Yield the tree of each view and append its line to `lines`, until the page is full.
+
+    All rows of a problem are shown or none.
+    """
+    for _, group in groupby(views, key=_problem):
+        if full():
+            return
+        for view in group:
+            lines.append(line(view))
+            yield node(view)
+
+
+def _problem(view: Any) -> str:
+    """Return the problem in the id of a row; a batch prompt has several, and stands alone."""
+    row_id = str(view.id)
+    return row_id if isinstance(view, BatchView) else row_id.partition("/")[0]
+
+
+def _is_full(whole: bool, lines: list[Line], body: IO[bytes], begin: int) -> bool:
+    return not whole and (len(lines) >= PAGE_ROWS or body.tell() - begin >= PAGE_BYTES)
+
+
+def _part(run: RunTables, stage: str, noun: str, shown: int) -> str:
+    """Say how many rows of a list the page shows, and how they were chosen; empty for all."""
+    total = run.total(stage)
+    if shown == total:
+        return ""
+    of = f"{shown:,} of {total:,} {noun}" if total is not None else f"the first {shown:,} {noun}"
+    how = "those of the first problems by id; ids are hashes, so this choice is random"
+    if stage == "batch":  # its ids begin with the number of questions
+        how = "the first by id"
+    return f"Shows {of}: {how}. All: dto view RUN --all"
 
 
 def _chunks(trees: Iterable[Node], redact: Callable[[str], str]) -> Iterator[tuple[int, str]]:
     """Yield the number of rows and the compressed JSON of each chunk."""
-    rows: list[Any] = []
-    texts: dict[str, int] = {}
-    size = 0
+    chunk, size = Chunk([], {}, {}, []), 0
     for tree in trees:
-        before = len(texts)
-        rows.append(encode(tree, texts, redact))
-        size += sum(map(len, islice(texts, before, None)))
-        if size >= CHUNK_CHARACTERS or len(rows) >= CHUNK_ROWS:
-            yield len(rows), pack({"t": list(texts), "r": rows})
-            rows, texts, size = [], {}, 0
-    if rows:
-        yield len(rows), pack({"t": list(texts), "r": rows})
+        before = len(chunk.texts)
+        chunk.rows.append(encode(tree, chunk, redact))
+        size += sum(map(len, islice(chunk.texts, before, None)))
+        if size >= CHUNK_CHARACTERS or len(chunk.rows) >= CHUNK_ROWS:
+            yield len(chunk.rows), chunk.packed()
+            chunk, size = Chunk([], {}, {}, []), 0
+    if chunk.rows:
+        yield len(chunk.rows), chunk.packed()
 
 
 def _stages(run: RunTables) -> Iterator[list[str]]:

@@ -33,25 +33,21 @@ from dto.viewer.data import (
     RunTables,
     TrajectoryView,
 )
+from dto.viewer.markup import answer_text
 from dto.viewer.nodes import (
-    KINDS,
-    Element,
-    Node,
     block,
     change,
     decimal,
-    el,
     facts_node,
     flops,
     grade,
     heading,
     interval,
     passage,
-    run_text,
-    to_html,
-    to_text,
     verified_rate,
 )
+from dto.viewer.prompt import Request
+from dto.viewer.tree import KINDS, Element, Node, el, run_text, to_html, to_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -219,14 +215,34 @@ def trajectory_node(view: TrajectoryView) -> Element:
         overview(view),
         sides,
         [_pair(pair) for pair in view.pairs if not _is_side_by_side(pair, view)],
+        _request(view.request) if view.request is not None else None,
     )
+
+
+def _request(request: Request) -> Element:
+    """Build the collapsed prompt, as it was sent, with the sampling settings."""
+    facts: list[tuple[str, Node | list[Node]]] = [
+        (name, run_text(value)) for name, value in request.settings
+    ]
+    prompt = [
+        el("span.special", run_text(text)) if special else run_text(text)
+        for text, special in request.pieces
+    ]
+    return el(
+        "details.request",
+        el("summary", el("b", "Prompt and sampling settings"),
+           el("span.count", f"{request.tokens:,} prompt tokens")),
+        facts_node(facts),
+        el("p.note", run_text(request.missing)) if request.missing else None,
+        el("div.segment", el("div.text", prompt, dir="auto")) if prompt else None,
+    )  # fmt: skip
 
 
 def _trajectory_facts(view: TrajectoryView) -> list[tuple[str, Node | list[Node]]]:
     row = view.trajectory
     answer: list[Node] = [grade(row.grade, row.reason)]
     if row.answer:
-        answer += [" ", el("bdi.answer", run_text(row.answer))]
+        answer += [" ", el("bdi.answer", answer_text(row.answer))]
     if view.optimized is None:
         thinking = f"{view.tokens:,}, thinking {row.thinking_tokens.length:,}"
         facts: list[tuple[str, Node | list[Node]]] = [("tokens", thinking)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from dto import tables
@@ -82,6 +83,11 @@ def _problem(number: int, given: list[str], split: str) -> Problem:
     return Problem(Problem.make_id("sums", question, answer), "sums", split, question, answer)
 
 
+@lru_cache(4_096)  # rows of a large run share them
+def _ids(count: int) -> tuple[int, ...]:
+    return tuple(range(count))
+
+
 def _trajectory(
     rows: dict[str, list], problem: Problem, sample: int, segments: int, sentences: int,
     text: str, rng: random.Random,
@@ -99,7 +105,7 @@ def _trajectory(
     whole = f"{thinking}</think>{conclusion}"
     rows["sample"].append(
         Trajectory(
-            own, problem.id, "generated", sample, 0, (1, 2), tuple(range(len(whole) // 4)),
+            own, problem.id, "generated", sample, 0, (1, 2), _ids(len(whole) // 4),
             "sampled", whole, Span(0, len(thinking)), Span(len(thinking) + 8, len(whole)),
             Span(0, len(thinking) // 4), "stop", "correct" if correct else "wrong",
             problem.answer if correct else f"not {text or 'it'}",
@@ -130,7 +136,7 @@ def _trajectory(
     verdict = Verdict(1, "redundant", 0.0, True, f"p 0.90 with it, 0.90 without {text}")
     rows["prune"].append(
         OptimizedTrajectory(
-            own, own, problem.id, leave, kept, tuple(range(after)), version,
+            own, own, problem.id, leave, kept, _ids(after), version,
             Span(0, len(shorter) + 8), Span(0, len(shorter) // 4), problem.answer, 1.0, before,
             after, 4e6 * before**2, 4e6 * after**2, "shortened" if correct else "repaired",
             (verdict,), 0.95, 1.4, verified_rollouts=20,

@@ -14,8 +14,8 @@ import pytest
 from dto import tables
 from dto.records import Segment
 from dto.viewer.data import RunTables
-from dto.viewer.nodes import RunText, run_text
 from dto.viewer.page import view
+from dto.viewer.tree import RunText, run_text
 from tests.viewer.browser import OPENED, Browser, choose, count, text
 from tests.viewer.generated import HOSTILE, write
 

@@ -49,7 +49,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
     row, version = view.trajectory, view.optimized
     assert version is not None
     for text in (
-        row.id, "gold answer", "✓ correct", "▌ 1  ", "  pruned  ", "▌ 3  ", "  truncated  ",
+        row.id, "gold answer", "✓ correct", "▌ 1  ", "  pruned  ", "▌ 3  ", "  cut  ",
         "══ p 0.90 (0.75–1.00)  14 of 16 rollouts right · above  exit",
         "   redundant p 0.90 with it", "\n▌ after thinking\n",
         "p after pruning  0.95 (0.75–1.00), 20 fresh rollouts", "Optimized  chosen in the pair",
@@ -64,8 +64,8 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
 def test_a_notebook_shows_all_there_is(view: TrajectoryView) -> None:
     html = show(view)._repr_html_()
     assert html.count('class="segment ') >= len(view.segments)
-    assert html.count('<s class="text"') == 3  # one pruned, two truncated
-    for text in ("pruned", "truncated", "redundant", "p 0.90 (0.75–1.00)", "Optimized",
+    assert html.count('<s class="text"') == 3  # one pruned, two cut
+    for text in ("pruned", ">cut<", "redundant", "p 0.90 (0.75–1.00)", "Optimized",
                  "chosen in the pair", "rejected in the pair", "attention FLOPs"):  # fmt: skip
         assert text in html
     assert "<script" not in html

@@ -1,5 +1,5 @@
 // The list: rows that match search and filters, sorted. Only visible rows are in the document.
-const HEIGHT = 56, MARGIN = 8;
+const HEIGHTS = { row: 56, head: 50, part: 30 }, MARGIN = 300;
 const number = new Intl.NumberFormat("en");
 const SIGNS = { correct: "✓", wrong: "✗", truncated: "…", failed: "!" };
 const SAVED = [["", "any saving"], ["75", "saved ≥ 75 %"], ["50", "saved ≥ 50 %"], ["25", "saved ≥ 25 %"],
@@ -7,7 +7,8 @@ const SAVED = [["", "any saving"], ["75", "saved ≥ 75 %"], ["50", "saved ≥ 5
 const SORTS = [["", "sort by id"], ["saved", "most tokens saved first"], ["before", "longest first"],
   ["-before", "shortest first"], ["-saved", "fewest tokens saved first"]];
 const LABELS = { change: "gain or loss", chain: "reason without a chain", prompt: "prompt size" }; // others: the name
-let index, list, shown = [], at = -1, chosen = -1, found = null, asked = 0, opened = 0, noted = 0;
+const GROUPS = [["", "by problem"], ["closed", "problems only"], ["off", "single rows"]];
+let index, list, shown = [], items = [], selectable = 0, at = -1, chosen = -1, found = null, asked = 0, opened = 0, noted = 0;
 let pointed = -1, searching = false, marks = [], here = -1;
 
 const words = () => $("search").value.trim().toLowerCase();
@@ -62,9 +63,11 @@ function choose() {
     shown = keyed.map((pair) => pair[1]);
   }
   for (const select of selects()) select.classList.toggle("set", !!select.value);
-  $("space").style.height = `${shown.length * HEIGHT}px`;
+  showChips();
+  lay();
   showCount();
-  if (shown.length) point(Math.max(0, shown.indexOf(chosen)), searching);
+  const place = placeOf(chosen);
+  if (shown.length) point(place >= 0 ? place : items.findIndex((item) => !opens(item)), searching);
   else {
     at = pointed = -1;
     draw();
@@ -73,6 +76,25 @@ function choose() {
     delete document.body.dataset.opened;
     $("detail").replaceChildren(make("p.empty", searching ? "Searching …" : "No row matches the search and filters (r clears them)."));
   }
+}
+
+// A chip for each chosen filter, which removes it.
+function showChips() {
+  const chips = selects().filter((select) => select.value && !["f-sort", "f-group"].includes(select.id)).map((select) => {
+    const label = select.getAttribute("aria-label"), value = select.id === "f-saved" ? select.selectedOptions[0].text : select.value.replaceAll("_", " ");
+    const chip = make("button.chip", `${select.id === "f-saved" ? "" : `${label}: `}${value} ×`);
+    chip.type = "button";
+    chip.title = "Remove this filter";
+    chip.setAttribute("aria-label", `remove the filter ${label}: ${value}`);
+    chip.addEventListener("click", () => {
+      select.value = "";
+      choose();
+      note("step");
+      ($("chips").querySelector("button") || $("list")).focus();
+    });
+    return chip;
+  });
+  $("chips").replaceChildren(...chips);
 }
 
 function showCount(progress) {
@@ -115,63 +137,145 @@ async function search() {
   document.body.dataset.searched = text;
 }
 
-// ---- the list: only visible rows are in the document
+// ---- the list: samples by problem, below a head; only visible items are in the document
+
+const problem = (row) => list.id[row].split("/", 1)[0];
+const opens = (item) => item.kind === "head" && isOpen(item);
+const isOpen = (head) => ($("f-group").value !== "closed") !== list.turned.has(problem(head.row));
+
+// Lay out the shown rows as items. A head can be selected while its group is closed.
+function lay() {
+  items = [];
+  let top = 0, place = 0;
+  const add = (kind, row, rows) => {
+    const item = { kind, row, rows, top, height: HEIGHTS[kind] };
+    items.push(item);
+    top += item.height;
+    if (!opens(item)) item.place = place++;
+  };
+  const group = $("f-group");
+  if (group) group.disabled = !!$("f-sort").value;
+  if (!group || group.value === "off" || group.disabled) for (const row of shown) add("row", row);
+  else {
+    const groups = new Map();
+    for (const row of shown) groups.get(problem(row))?.push(row) ?? groups.set(problem(row), [row]);
+    for (const rows of groups.values()) {
+      if (rows.length === 1) { add("row", rows[0]); continue; }
+      add("head", rows.includes(chosen) ? chosen : rows[0], rows);
+      if (isOpen(items.at(-1))) for (const row of rows) add("part", row);
+    }
+  }
+  selectable = place;
+  $("space").style.height = `${top}px`;
+}
+
+const placeOf = (row) => items.findIndex((item) => !opens(item) && (item.row === row || item.rows?.includes(row)));
+
+// The item at a height of the list.
+function itemAt(height) {
+  let low = 0, high = items.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (items[middle].top <= height) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
 
 function draw() {
-  const top = $("list").scrollTop, height = $("list").clientHeight;
-  const from = Math.max(0, Math.floor(top / HEIGHT) - MARGIN);
-  const to = Math.min(shown.length, Math.ceil((top + height) / HEIGHT) + MARGIN);
-  const rows = [];
-  for (let place = from; place < to; place++) rows.push(line(place));
-  $("space").replaceChildren(...rows);
+  const top = $("list").scrollTop, height = $("list").clientHeight, elements = [];
+  for (let place = itemAt(top - MARGIN); place < items.length && items[place].top < top + height + MARGIN; place++) elements.push(line(place));
+  $("space").replaceChildren(...elements);
 }
 
 function line(place) {
-  const row = shown[place], grade = list.note[row] ? "" : valueOf("grade", row);
+  const item = items[place], open = opens(item);
+  const element = item.kind === "head" ? headOf(item) : rowOf(item.row, item.kind);
+  element.style.top = `${item.top}px`;
+  element.id = `item${place}`;
+  if (!open) {
+    element.setAttribute("role", "option");
+    element.setAttribute("aria-selected", place === at);
+    element.setAttribute("aria-setsize", selectable);
+    element.setAttribute("aria-posinset", item.place + 1);
+  }
+  if (item.kind === "head") element.setAttribute("aria-expanded", open);
+  element.addEventListener("click", () => (item.kind === "head" ? toggle(item) : enter(place)));
+  return element;
+}
+
+function rowOf(row, kind) {
+  const grade = list.note[row] ? "" : valueOf("grade", row);
   const before = list.before[row], after = list.after[row];
   const tokens = after >= 0 && after !== before ? `${number.format(before)} → ${number.format(after)}` : number.format(before);
-  const title = make("div.title", "", make("span.sample", list.id[row].split("/").filter((part) => part.length < 12).join("/")), make("bdi", list.title[row]));
-  const outcome = valueOf("outcome", row).replace("_", " ");
-  const element = make("div.row", "", title, make("div.meta", "",
-    grade ? make(`span.grade.${grade}`, `${SIGNS[grade] || ""} ${grade}`) : make("span", list.note[row]),
-    make("span", outcome), make("span.end", tokens), make("span.less", percent(saving(row)))));
-  element.style.top = `${place * HEIGHT}px`;
-  element.id = `row${place}`;
-  element.setAttribute("role", "option");
-  element.setAttribute("aria-selected", place === at);
-  element.setAttribute("aria-setsize", shown.length);
-  element.setAttribute("aria-posinset", place + 1);
-  element.addEventListener("click", () => enter(place));
-  return element;
+  const sample = make("span.sample", list.id[row].split("/").filter((part) => part.length < 12).join("/"));
+  const cells = [grade ? make(`span.grade.${grade}`, `${SIGNS[grade] || ""} ${grade}`) : make("span", list.note[row]),
+    make("span", valueOf("outcome", row).replace("_", " ")), make("span.end", tokens), make("span.less", percent(saving(row)))];
+  if (kind === "part") return make("div.row.part", "", make("div.meta", "", sample, ...cells));
+  return make("div.row", "", make("div.title", "", sample, make("bdi", list.title[row])), make("div.meta", "", ...cells));
+}
+
+// "4 samples: 3 right", of the rows that are shown; of answers, how many of all.
+function headOf(item) {
+  let right = 0, failed = 0, all = 0, before = 0, after = 0;
+  for (const row of item.rows) {
+    const noted = /^(\d+) of (\d+)/.exec(list.note[row]);
+    right += noted ? +noted[1] : valueOf("grade", row) === "correct";
+    failed += !noted && valueOf("grade", row) === "failed";
+    all += noted ? +noted[2] : 0;
+    if (list.before[row] > 0 && list.after[row] >= 0) { before += list.before[row]; after += list.after[row]; }
+  }
+  const what = `${item.rows.length} ${list.noun === "chains" ? "chains" : "samples"}: ${right} ${all ? `of ${all} answers ` : ""}right${failed ? `, ${failed} failed` : ""}`;
+  return make("div.group", "", make("div.title", "", make("span.fold", opens(item) ? "▾" : "▸"), make("bdi", list.title[item.row])),
+    make("div.meta", "", make("span", what), make("span.end.less", before ? percent(1 - after / before) : "")));
+}
+
+// Open or close a group.
+function toggle(head) {
+  const key = problem(head.row);
+  if (!list.turned.delete(key)) list.turned.add(key);
+  lay();
+  if (chosen < 0) chosen = head.row;
+  if (placeOf(chosen) >= 0) point(placeOf(chosen), true);
+  else draw();
+}
+
+function fold(open) {
+  const item = items[at], head = item?.kind === "head" ? item : items.find((each) => each.rows?.includes(item?.row));
+  if (head && isOpen(head) !== open) toggle(head);
 }
 
 // Show a row beside the list and scroll the list to it, but only once during a search.
 function point(place, still) {
   at = place;
-  const box = $("list"), top = at * HEIGHT, id = list.id[shown[at]];
-  if (!still || pointed !== shown[at]) {
-    if (top < box.scrollTop) box.scrollTop = top;
-    else if (top + HEIGHT > box.scrollTop + box.clientHeight) box.scrollTop = top + HEIGHT - box.clientHeight;
+  const box = $("list"), item = items[at], id = list.id[item.row];
+  if (!still || pointed !== item.row) {
+    const head = items[at - 1]?.kind === "head" ? items[at - 1].top : item.top;
+    if (head < box.scrollTop) box.scrollTop = head;
+    else if (item.top + item.height > box.scrollTop + box.clientHeight) box.scrollTop = item.top + item.height - box.clientHeight;
   }
-  pointed = shown[at];
+  pointed = item.row;
   draw();
-  box.setAttribute("aria-activedescendant", `row${at}`);
+  box.setAttribute("aria-activedescendant", `item${at}`);
   document.body.dataset.chosen = id;
   document.title = `${id} · ${document.querySelector("h1").textContent} · dto view`;
-  open(shown[at]);
+  open(item.row);
 }
 
-function select(place) {
-  if (!shown.length) return;
-  const next = Math.max(0, Math.min(place, shown.length - 1));
-  chosen = shown[next];
+// Select the item at a place, or the next one in this direction that can be selected.
+function select(place, way = 1) {
+  if (!items.length) return;
+  let next = Math.max(0, Math.min(place, items.length - 1));
+  while (items[next] && opens(items[next])) next += way;
+  if (!items[next]) next = at;
+  chosen = items[next].row;
   say("");
   point(next);
   note();
 }
 
 function enter(place) {
-  if (!shown.length) return;
+  if (!items.length) return;
   note("now");
   select(place);
   read(true);

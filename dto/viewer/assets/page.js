@@ -1,9 +1,9 @@
 // The address, which holds row, search and filters, so that links and the back button restore the
 // view; the selected row; controls and keys.
 const KEYS = [["j k, ↓ ↑", "next, previous row"], ["g G, Home End", "first, last row"],
-  ["PgDn PgUp", "a page of rows"], ["Enter", "open the row"], ["n p", "next, previous segment or answer"],
+  ["PgDn PgUp", "a page of rows"], ["Enter", "open the row"], ["→ ←", "open, close the samples of a problem"], ["n p", "next, previous segment or answer"],
   ["e", "go to the exit"], ["m M", "next, previous match of the search"], ["Space", "scroll the row (with Shift: back)"],
-  ["x", "toggle the strike-through of removed text"], ["c", "open or close pairs"], ["y", "copy the row id"],
+  ["x", "toggle the strike-through of removed text"], ["s", "raw text or rendered formulas"], ["c", "open or close pairs and settings"], ["y", "copy the row id"],
   ["/", "search"], ["Esc", "leave the search or the row"], ["r", "clear search and filters"],
   ["l", "next list"], ["t", "light, dark or system theme"], ["?", "this help"]];
 
@@ -42,8 +42,9 @@ function visit(hash) {
   show(Math.max(0, place), query);
   chosen = list.id.indexOf(id);
   if (chosen < 0 && id) chosen = list.id.findIndex((rowId) => rowId.startsWith(id));
-  say(id && chosen < 0 ? `No row has the id ${id}.` : "");
+  say(id && chosen < 0 ? `No row ${list.part ? "of this page, which shows a part of the run, " : ""}has the id ${id}.` : "");
   search();
+  return chosen >= 0;
 }
 
 // ---- the selected row
@@ -55,7 +56,7 @@ async function open(row) {
   while (row >= first + from.chunks[place]) first += from.chunks[place++];
   const data = await chunk(from.first + place);
   if (turn !== opened) return; // another row was selected meanwhile
-  const article = build(data.r[row - first], data.t);
+  const article = build(data.r[row - first], data);
   const button = make("button.copy", "Copy id");
   button.type = "button";
   button.title = "Copy the row id (y). In a notebook, dto.show(RUN, id) shows the row";
@@ -130,10 +131,13 @@ function show(place, query) {
   say("");
   chosen = -1;
   list.head ??= list.id.map((id, row) => `${id}\n${list.title[row]}`.toLowerCase());
+  list.turned ??= new Set();
+  list.grouped ??= list.noun !== "responses" && new Set(list.id.map((_, row) => problem(row))).size < list.id.length;
+  $("part").textContent = list.part;
   [...$("lists").children].forEach((button, i) => button.setAttribute("aria-pressed", i === place));
   const both = list.after.some((tokens) => tokens >= 0);
   $("filters").replaceChildren(...Object.keys(list.names[0]).flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
-    control("sort", "order", SORTS.filter(([value]) => both || !value.endsWith("saved"))));
+    control("sort", "order", SORTS.filter(([value]) => both || !value.endsWith("saved"))), ...(list.grouped ? [control("group", "groups", GROUPS)] : []));
   $("search").value = query.get("q") || "";
   for (const select of selects()) {
     const wanted = query.get(select.id.slice(2)) || "";
@@ -170,22 +174,40 @@ function theme(turn) {
   $("theme").setAttribute("aria-label", `Theme: ${state || "system"}`);
 }
 
-const move = (by) => select(at + by);
-const page = () => Math.max(1, Math.floor($("list").clientHeight / HEIGHT) - 1);
+// Raw text, or rendered formulas and Markdown; remembered.
+function source(turn) {
+  let on = false;
+  try { on = localStorage.getItem("dto-raw") === "1"; } catch { /* not stored */ }
+  if (turn) {
+    on = !raw();
+    try { localStorage.setItem("dto-raw", on ? "1" : ""); } catch { /* not stored */ }
+  }
+  document.body.classList.toggle("raw", on);
+  $("raw").setAttribute("aria-pressed", on);
+  if (turn) remark();
+}
+
+const move = (by) => select(at + by, by);
+function page(way) {
+  if (at < 0) return;
+  const place = itemAt(Math.max(0, items[at].top + way * ($("list").clientHeight - HEIGHTS.row)));
+  select(place === at ? at + way : place, way);
+}
 const scroll = (event) => $("detail").scrollBy({ top: $("detail").clientHeight * (event.shiftKey ? -0.85 : 0.85) });
 const ACTIONS = {
   j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
-  PageDown: () => move(page()), PageUp: () => move(-page()),
-  g: () => select(0), Home: () => select(0), G: () => select(shown.length - 1), End: () => select(shown.length - 1),
+  PageDown: () => page(1), PageUp: () => page(-1),
+  g: () => select(0), Home: () => select(0), G: () => select(items.length - 1, -1), End: () => select(items.length - 1, -1),
+  ArrowRight: () => fold(true), ArrowLeft: () => fold(false),
   Enter: () => { enter(at); $("detail").focus(); },
   n: () => step(1), p: () => step(-1), m: () => match(1), M: () => match(-1),
   e: () => $("detail").querySelector(".leave")?.scrollIntoView({ block: "center" }),
   " ": scroll,
   x: () => $("detail").classList.toggle("plain"),
   c: () => { for (const each of $("detail").querySelectorAll("details")) each.open = !each.open; },
-  y: async () => { if (at >= 0) { await copy(list.id[shown[at]]); say(`copied ${list.id[shown[at]]}`); } },
+  y: async () => { if (at >= 0) { await copy(list.id[items[at].row]); say(`copied ${list.id[items[at].row]}`); } },
   "/": () => { $("search").focus(); $("search").select(); },
-  r: clear, t: () => theme(true),
+  r: clear, t: () => theme(true), s: () => source(true),
   l: () => turn((index.lists.indexOf(list) + 1) % index.lists.length),
   "?": () => ($("help").open ? $("help").close() : $("help").showModal()),
   Escape: () => { read(false); note("now"); $("list").focus(); },
@@ -208,8 +230,16 @@ function pressed(event) {
   ACTIONS[event.key](event);
 }
 
+// Visit the address. A link to a row, in a narrow window, opens the row and not the list.
+function arrive() {
+  const state = history.state, linked = visit(location.hash);
+  read(state ? !!state.reading : linked);
+  history.replaceState({ reading: reading() }, "");
+}
+
 async function start() {
   theme(false);
+  source(false);
   if (typeof DecompressionStream === "undefined") {
     $("detail").replaceChildren(make("p.empty", "This browser is too old to open the rows: it has no DecompressionStream."));
     return;
@@ -236,17 +266,17 @@ async function start() {
     if (target) go(segment(target.dataset.go));
   });
   $("theme").addEventListener("click", () => theme(true));
+  $("raw").addEventListener("click", () => source(true));
+  document.addEventListener("copy", copied);
   $("keys").addEventListener("click", ACTIONS["?"]);
   $("back").addEventListener("click", ACTIONS.Escape);
   addEventListener("popstate", () => {
     clearTimeout(noted);
-    const on = !!history.state?.reading;
-    if (location.hash !== address()) visit(location.hash);
-    read(on);
-    if (!on) $("list").focus({ preventScroll: true });
+    if (location.hash !== address() || !history.state) arrive();
+    else read(!!history.state.reading);
+    if (!reading()) $("list").focus({ preventScroll: true });
   });
-  visit(location.hash);
-  read(!!history.state?.reading);
+  arrive();
   $("list").focus({ preventScroll: true });
   requestAnimationFrame(() => requestAnimationFrame(() => { document.body.dataset.ready = Math.round(performance.now()); }));
 }
