@@ -33,12 +33,19 @@ BLOCK = 1024  # gold answers that are checked together
 
 
 class Response(NamedTuple):
-    """A row as one response; `text` has the tags of the row, or tags derived from its fields."""
+    """A row as one response; `text` has the tags of the row, or tags derived from its fields.
+
+    `correct` is the source's own verdict on this response. `left_out` names the parts of its row
+    that were not imported (`system_prompt`, `image`, `tools`, `generations`) or were rewritten
+    (`tags`).
+    """
 
     problem: Problem
     sample: int
     text: str
     whole: bool = False  # one side of a preference: without tags it has no thinking
+    correct: bool | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def holds_pairs(source: str) -> bool:
