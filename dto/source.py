@@ -18,7 +18,10 @@ from dto.extension import is_import_path
 
 Kind = Literal["chains", "task", "import", "file", "folder", "hub"]
 
-DATA_FILES = (".jsonl", ".parquet")
+COMPRESSED = (".gz", ".zst")
+_TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
+DATA_FILES = (*_TEXT_FILES, ".parquet")
+_ENDS = (*DATA_FILES, *(f"{plain}{end}" for plain in _TEXT_FILES for end in COMPRESSED))
 RECIPE_FILES = (".yaml", ".yml")
 _PATH = re.compile(r"/|~|\.{1,2}(?:/|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
@@ -62,7 +65,7 @@ class Source:
         elif is_import_path(text):
             kind = "import"
         elif (
-            suffix in DATA_FILES
+            text.lower().endswith(_ENDS)
             or (suffix in RECIPE_FILES and not is_folder)
             or os.path.isfile(text)
         ):

@@ -25,7 +25,7 @@ from dto.extension import is_import_path
 from dto.pipeline import needed
 from dto.recipe import ModelSettings, Recipe
 from dto.reporting.table import Table
-from dto.source import DATA_FILES, Source
+from dto.source import Source
 from dto.takes import (
     GIB,
     RESERVED,
@@ -155,7 +155,7 @@ def fetched(recipe: Recipe) -> Iterator[str]:
 
 def _hub_id(name: str) -> str:
     """The Hub dataset that a source reads; empty for anything else."""
-    if name == "chains" or name.endswith(DATA_FILES) or is_import_path(name):
+    if name == "chains" or is_import_path(name):
         return ""
     task = TASKS.get(name)
     if task is not None:

@@ -193,7 +193,10 @@ def test_only_what_is_there_to_train_on_is_imported(
 
 
 NOT_READ = [
-    ({"a/x.parquet": True, "b/x.parquet": True, "README.md": False}, "pick one among .*'one'"),
+    (
+        {"a/x.parquet": True, "b/x.parquet": True, "README.md": False},
+        "several configs: one, two",
+    ),
     ({"notes.txt": False}, "cannot be loaded"),
 ]
 
