@@ -25,6 +25,7 @@ from dto import baselines
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
+from dto.empty import check_rows
 from dto.engines import open_engine
 from dto.engines.checks import (
     check_model,
@@ -54,6 +55,7 @@ from dto.studies import pilot, trace
 from dto.tags import FOREIGN, shown_tags
 from dto.tasks import imported, problems
 from dto.tasks.load import prompt_of
+from dto.tasks.summary import log_import
 from dto.training import train
 
 logger = logging.getLogger("dto")
@@ -197,12 +199,15 @@ def run_stages(
     run: OpenRun,
     names: Iterable[str],
     run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+    *,
+    may_be_empty: bool = False,
 ) -> None:
     """Run the unfinished ones of these stages, in the given order.
 
     Consecutive stages share one engine, which is closed before training to free its memory. Raises
-    the errors of the stages; finished rows are kept. `run_async` runs a coroutine as `asyncio.run`
-    does.
+    the errors of the stages, and DtoError after a stage that leaves no rows for the later ones
+    (:func:`dto.empty.check_rows`), unless they `may_be_empty`; finished rows are kept. `run_async`
+    runs a coroutine as `asyncio.run` does.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
@@ -216,7 +221,7 @@ def run_stages(
             logger.info("evaluate  %s", line)
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            run_async(_compute(run, list(several), stages))
+            run_async(_compute(run, list(several), stages, may_be_empty))
             continue
         for stage in several:
             _work_whole(run, stage)
@@ -258,7 +263,9 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
     log_stage(run, stage.name)
 
 
-async def _compute(run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage]) -> None:
+async def _compute(
+    run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage], may_be_empty: bool
+) -> None:
     async with Resources(run, run.allow_code_execution, planned) as resources:
         for stage in stages:  # before hours of work, check that a judge on a server answers
             judge = run.recipe.judge
@@ -269,12 +276,16 @@ async def _compute(run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stag
             config = run.config(stage)
             if run.finished(stage, config):
                 log_stage(run, stage.name, "already finished")
-                continue
-            with Runner(run / stage.name, stage.record, config) as runner:
-                await _feed(run, stage, runner, resources)
-                await runner.finish()
-            run.done(stage.name)
-            log_stage(run, stage.name)
+            else:
+                with Runner(run / stage.name, stage.record, config) as runner:
+                    await _feed(run, stage, runner, resources)
+                    await runner.finish()
+                run.done(stage.name)
+                log_stage(run, stage.name)
+                if stage is imported.STAGE:
+                    await asyncio.to_thread(log_import, run)
+            if not may_be_empty:
+                check_rows(run, stage.name, needed(run.recipe, stage.name))
 
 
 async def _feed(run: OpenRun, stage: Stage, runner: Runner, resources: Resources) -> None:

@@ -75,6 +75,26 @@ class Source:
         return cls(text, kind, exists, subset, revision)
 
     @property
+    def dataset(self) -> tuple[str, str | None]:
+        """The id and the config of a Hub dataset; the config may follow its id: `user/name:main`.
+
+        Of anything else the name and `subset`.
+        """
+        name, _, config = self.name.partition(":")
+        if self.kind != "hub" or self.subset is not None or "/" not in name:
+            return self.name, self.subset
+        return name, config or None
+
+    @property
+    def stem(self) -> str:
+        """The name for a run of its rows: `a` of data/a.jsonl.gz, `name-main` of user/name:main."""
+        name, config = self.dataset
+        name = Path(name).name
+        ends = [end for end in _ENDS if name.lower().endswith(end)]
+        stem = name[: -len(max(ends, key=len))] if ends else Path(name).stem
+        return f"{stem}-{config}" if config else stem
+
+    @property
     def is_local(self) -> bool:
         """Whether it is a file or folder, existing or not."""
         return self.kind in ("file", "folder")

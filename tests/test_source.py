@@ -98,6 +98,36 @@ def test_a_task_is_one_only_for_who_asks_for_tasks() -> None:
     assert Source.parse("chains").kind == "chains"
 
 
+@pytest.mark.parametrize(
+    ("text", "subset", "dataset"),
+    [
+        ("user/name", None, ("user/name", None)),
+        ("user/name", "main", ("user/name", "main")),
+        ("user/name:main", None, ("user/name", "main")),
+        ("user/name:", None, ("user/name", None)),
+        ("user/name:a", "main", ("user/name:a", "main")),
+        ("https://host/v1", None, ("https://host/v1", None)),
+        ("q:8b", None, ("q:8b", None)),
+        ("./user/name:a", None, ("./user/name:a", None)),
+        ("x:y/rows.jsonl", None, ("x:y/rows.jsonl", None)),
+    ],
+)
+def test_the_config_of_a_dataset(
+    text: str, subset: str | None, dataset: tuple[str, str | None]
+) -> None:
+    source = Source.parse(text, TASKS, subset)
+    assert source.dataset == dataset and source.name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [("data/a.jsonl", "a"), ("a.b.jsonl.gz", "a.b"), ("A.JSON", "A"), ("user/name", "name"),
+     ("user/name:main", "name-main"), ("./folder/", "folder"), ("saved.v2", "saved")],
+)  # fmt: skip
+def test_the_name_of_a_run_of_its_rows(text: str, stem: str) -> None:
+    assert Source.parse(text).stem == stem
+
+
 @given(st.text() | st.text("./~\\:aC", max_size=6) | st.just("x" * 5000))
 def test_every_text_names_something(text: str) -> None:
     source = Source.parse(text, TASKS, "main", "v1")

@@ -161,7 +161,7 @@ def _hub_id(name: str) -> str:
     if task is not None:
         return task.hub
     source = Source.parse(name)
-    return name if source.kind == "hub" else ""
+    return source.dataset[0] if source.kind == "hub" else ""
 
 
 def _dataset_here(hub: str) -> bool:

@@ -68,20 +68,20 @@ def _dataset(source: Source, saved: bool) -> dict[str | None, Rows]:
     """The splits of a dataset, as the package `datasets` reads it."""
     import datasets
 
-    name = source.name
+    name, subset = source.dataset
     try:
         loaded = (
             datasets.load_from_disk(name)
             if saved
-            else datasets.load_dataset(name, source.subset, revision=source.revision)
+            else datasets.load_dataset(name, subset, revision=source.revision)
         )
     except Exception as error:  # datasets passes on any error of its file systems and parsers
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if lines[0].startswith("Config name is missing"):
             configs = re.findall(r"'([^']+)'", " ".join(lines[1:2]))
             raise DtoError(
-                f"dataset {name!r} has several configs: {', '.join(configs)}: choose one with "
-                f"--set problems.subset={next(iter(configs), 'CONFIG')} (dto import: --subset)"
+                f"dataset {name!r} has several configs: {', '.join(configs)}: add the one to read "
+                f"to the name, such as {name}:{next(iter(configs), 'CONFIG')}"
             ) from None
         suggestion = nearest(name, TASKS)
         hint = f"; no task has that name{suggestion}, see `dto tasks list`" if suggestion else ""

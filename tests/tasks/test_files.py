@@ -258,7 +258,9 @@ def test_a_compressed_file_that_is_broken(name: str, tmp_path: Path) -> None:
         rows_of(tmp_path / name)
 
 
-def test_configs_are_named_with_the_way_to_choose_one(tmp_path: Path) -> None:
+def test_configs_are_named_with_the_way_to_choose_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "user" / "name"
     configs = []
     for subset in ("all", "default-2"):
@@ -268,6 +270,11 @@ def test_configs_are_named_with_the_way_to_choose_one(tmp_path: Path) -> None:
     (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     with pytest.raises(DtoError, match="has several configs: all, default-2: choose one") as error:
         read_source(Source.parse(str(folder)))
-    assert "--set problems.subset=all (dto import: --subset)" in str(error.value)
-    chosen = read_source(Source.parse(str(folder), subset="default-2"))
-    assert [row["problem"] for row in chosen["train"] if isinstance(row, dict)] == ["default-2"]
+    assert str(error.value).endswith(f"such as {folder}:all")
+    monkeypatch.chdir(tmp_path)
+    for source in (
+        Source.parse(str(folder), subset="default-2"),
+        Source.parse("user/name:default-2"),
+    ):
+        rows = read_source(source)["train"]
+        assert [row["problem"] for row in rows if isinstance(row, dict)] == ["default-2"]

@@ -1,0 +1,73 @@
+"""Stop a run that has no rows left, with the reason and the way out.
+
+Later stages would go through without a row, and training would keep the base. Not every table needs
+rows: no trajectory may have a good exit (`optimize`, `prune`), but there are pairs of other
+responses; a batch may have too few questions, but there are chains of single ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from shlex import quote
+
+from dto.errors import DtoError
+from dto.records import Dropped
+from dto.runs.reader import RunReader
+
+_ROWS = {
+    "sample": "responses",
+    "segment": "trajectories",
+    "estimate": "trajectories",
+    "pair": "problems",
+    "label": "problems",
+}
+"""The stages without whose rows all that follows is empty, and what goes into each."""
+_WAYS_OUT = {
+    "no_gold_answer": "import again with --map answer=FIELD --recompute",
+    "missing_field": "import again with --map question=FIELD or --map response=FIELD --recompute",
+    "empty_thinking": "import again with --map thinking=FIELD, or set model.think to the tags",
+    "no_exit": "lower estimate.threshold, or take more problems or samples",
+    "no_rejected": "set pair.rejected=original",
+    "no_pair": "take more samples of each problem",
+    "too_long": "raise pair.max_length",
+    "prompt_too_long": "raise model.context",
+}
+
+
+def check_rows(run: RunReader, stage: str, inputs: Sequence[str]) -> None:
+    """Raise DtoError if a finished stage has left no rows; `inputs` are all stages that it needs.
+
+    Stages that may be empty are passed.
+    """
+    done = run.manifest(stage) or {}
+    if stage not in _ROWS or done.get("rows") != 0:
+        return
+    dropped, example = _reasons(run, stage)
+    if sum(dropped.values()) < done.get("groups", 0) or not dropped:
+        for before in reversed(inputs):  # its rows ended earlier
+            if before not in (stage, "problems"):
+                further, _ = _reasons(run, before)
+                dropped += Counter({f"{reason} in {before}": n for reason, n in further.items()})
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common(3))
+    main = next((reason for reason, _ in dropped.most_common(1)), "").partition(" ")[0]
+    way_out = _WAYS_OUT.get(main, "")
+    if not way_out and example is not None and " set " in example.detail:
+        way_out = example.detail
+    place = run / stage / "dropped.jsonl"
+    also = f"{way_out}; " if way_out else ""
+    raise DtoError(
+        f"{stage}: none of {done.get('groups', 0):,} {_ROWS[stage]} can be used: "
+        f"{reasons or 'there are none'}: {also}{quote(str(place))} has the reasons"
+    )
+
+
+def _reasons(run: RunReader, stage: str) -> tuple[Counter[str], Dropped | None]:
+    """The reasons for which a stage dropped rows, with those of `failed` rows; its first row."""
+    counts: Counter[str] = Counter()
+    first = None
+    for row in run.dropped(stage):
+        first = first or row
+        known = row.reason == "failed" and row.detail and len(row.detail) <= 40
+        counts[row.detail if known else row.reason] += 1
+    return counts, first
