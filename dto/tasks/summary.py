@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from dto.tasks.imported import responses_of
 
 if TYPE_CHECKING:
     from dto.recipe import ModelSettings
+    from dto.tasks.importing import Response
 
 logger = logging.getLogger("dto")
 
@@ -180,8 +181,11 @@ def read(run: RunReader) -> Summary | None:
 
 
 def write(run: RunReader) -> Summary:
-    """Compute the summary of a run whose stage `sample` is finished, and write `import.json`."""
-    summary = summarize(run)
+    """Compute the summary of a run whose stage `sample` is finished, and write `import.json`.
+
+    Raises DtoError if the source cannot be read any more.
+    """
+    summary = summarize(run, responses_of(run.recipe))
     text = json.dumps(asdict(summary), ensure_ascii=False, indent=2)
     with disk_errors(run.path):
         manifest.write_text(run.path / FILE, text + "\n")
@@ -191,15 +195,16 @@ def write(run: RunReader) -> Summary:
 def log_import(run: RunReader) -> None:
     """Write the summary, and log its first lines in one, and its warnings."""
     summary = write(run)
-    logger.info("import    %s", ", ".join(islice(summary.lines(), 2)))
+    lines = (" ".join(line.split()) for line in islice(summary.lines(), 2))
+    logger.info("import    %s", ", ".join(lines))
     for line in summary.warnings():
         logger.warning("import    %s", line)
 
 
-def summarize(run: RunReader) -> Summary:
-    """Compute the summary of a run whose stage `sample` is finished.
+def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summary:
+    """Compute the summary of a run whose stage `sample` is finished, and of the rows of its source.
 
-    Raises DtoError if the source cannot be read any more.
+    A response belongs to the row of the one before if it has the same problem, as an object.
     """
     recipe = run.recipe
     rows = 0
@@ -209,7 +214,7 @@ def summarize(run: RunReader) -> Summary:
     seen: set[int] = set()
     duplicates = no_gold = 0
     verdicts: dict[str, bool] = {}
-    for response in responses_of(recipe):
+    for response in responses:
         if isinstance(response, Dropped):
             rows, problem = rows + 1, None
             continue
