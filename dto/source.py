@@ -76,14 +76,16 @@ class Source:
 
     @property
     def dataset(self) -> tuple[str, str | None]:
-        """The id and the config of a Hub dataset; the config may follow its id: `user/name:main`.
+        """The name and the config of a dataset; the config may follow the name: `user/name:main`.
 
         Of anything else the name and `subset`.
         """
-        name, _, config = self.name.partition(":")
-        if self.kind != "hub" or self.subset is not None or "/" not in name:
-            return self.name, self.subset
-        return name, config or None
+        name, _, config = self.name.rpartition(":")
+        named = self.subset is None and not self.exists and config and "/" not in config
+        is_hub, is_folder = self.kind == "hub", self.kind == "folder"
+        if named and ((is_hub and "/" in name) or (is_folder and os.path.isdir(name))):
+            return name, config
+        return self.name, self.subset
 
     @property
     def stem(self) -> str:

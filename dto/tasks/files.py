@@ -47,7 +47,8 @@ def read_source(source: Source) -> dict[str | None, Rows]:
     line that is not a JSON object, a line of a table with too few cells) is returned as a dropped
     row. Raises DtoError for a source that does not exist or cannot be read.
     """
-    name, path = source.name, Path(source.name)
+    name, subset = source.dataset
+    path = Path(name)
     if source.kind == "file":
         read = _reader(path)
         if read is None:
@@ -57,7 +58,7 @@ def read_source(source: Source) -> dict[str | None, Rows]:
     if source.kind == "folder" and not path.is_dir():
         raise DtoError(f"source {name} does not exist: check the path")
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
-    if path.is_dir() and not saved and not (source.subset or _has_configs(path)):
+    if path.is_dir() and not saved and not (subset or _has_configs(path)):
         splits = _folder(path)
         if splits:
             return splits

@@ -268,13 +268,14 @@ def test_configs_are_named_with_the_way_to_choose_one(
         (folder / subset / "a.jsonl").write_bytes(lines([{"problem": subset, "answer": "1"}]))
         configs.append({"config_name": subset, "data_files": f"{subset}/a.jsonl"})
     (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    with pytest.raises(DtoError, match="has several configs: all, default-2: choose one") as error:
+    with pytest.raises(DtoError, match="has several configs: all, default-2: add the one") as error:
         read_source(Source.parse(str(folder)))
     assert str(error.value).endswith(f"such as {folder}:all")
     monkeypatch.chdir(tmp_path)
     for source in (
         Source.parse(str(folder), subset="default-2"),
         Source.parse("user/name:default-2"),
+        Source.parse(f"{folder}:default-2"),
     ):
         rows = read_source(source)["train"]
         assert [row["problem"] for row in rows if isinstance(row, dict)] == ["default-2"]
