@@ -250,9 +250,10 @@ def import_rows(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Import responses or preference pairs, and say what was imported.
+    """Import responses or preference pairs.
 
-    Rows of prompt + response become trajectories, rows of chosen + rejected become pairs. Dev and
+    Rows of prompt + response become trajectories, rows of chosen + rejected become pairs; the last
+    lines say what was imported. Dev and
     test problems come from the recipe's problems.source. Continue with `dto run RUN`.
     """
     from dto.tasks import summary
