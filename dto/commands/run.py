@@ -253,8 +253,8 @@ def import_rows(
     """Import responses or preference pairs.
 
     Rows of prompt + response become trajectories, rows of chosen + rejected become pairs; the last
-    lines say what was imported. Dev and
-    test problems come from the recipe's problems.source. Continue with `dto run RUN`.
+    lines say what was imported. Dev and test problems come from the recipe's problems.source.
+    Continue with `dto run RUN`.
     """
     from dto.tasks import summary
     from dto.tasks.importing import holds_pairs
