@@ -16,7 +16,7 @@ from dto.records import Dropped
 from dto.runs.reader import RunReader
 
 _ROWS = {
-    "sample": "responses",
+    "sample": "problems",
     "segment": "trajectories",
     "estimate": "trajectories",
     "pair": "problems",
@@ -24,14 +24,17 @@ _ROWS = {
 }
 """The stages without whose rows all that follows is empty, and what goes into each."""
 _WAYS_OUT = {
-    "no_gold_answer": "import again with --map answer=FIELD --recompute",
-    "missing_field": "import again with --map question=FIELD or --map response=FIELD --recompute",
-    "empty_thinking": "import again with --map thinking=FIELD, or set model.think to the tags",
+    "empty_thinking": "set model.think to the tags of the model, if it has others",
     "no_exit": "lower estimate.threshold, or take more problems or samples",
     "no_rejected": "set pair.rejected=original",
     "no_pair": "take more samples of each problem",
     "too_long": "raise pair.max_length",
     "prompt_too_long": "raise model.context",
+}
+_OF_IMPORTS = {
+    "no_gold_answer": "import again with --map answer=FIELD --recompute",
+    "missing_field": "import again with --map question=FIELD or --map response=FIELD --recompute",
+    "empty_thinking": "import again with --map thinking=FIELD --recompute",
 }
 
 
@@ -51,13 +54,16 @@ def check_rows(run: RunReader, stage: str, inputs: Sequence[str]) -> None:
                 dropped += Counter({f"{reason} in {before}": n for reason, n in further.items()})
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common(3))
     main = next((reason for reason, _ in dropped.most_common(1)), "").partition(" ")[0]
-    way_out = _WAYS_OUT.get(main, "")
+    is_import = run.recipe.sample.imported is not None
+    ways_out = _WAYS_OUT | _OF_IMPORTS if is_import else _WAYS_OUT
+    noun = "rows" if is_import and stage == "sample" else _ROWS[stage]
+    way_out = ways_out.get(main, "")
     if not way_out and example is not None and " set " in example.detail:
         way_out = example.detail
     place = run / stage / "dropped.jsonl"
     also = f"{way_out}; " if way_out else ""
     raise DtoError(
-        f"{stage}: none of {done.get('groups', 0):,} {_ROWS[stage]} can be used: "
+        f"{stage}: none of {done.get('groups', 0):,} {noun} can be used: "
         f"{reasons or 'there are none'}: {also}{quote(str(place))} has the reasons"
     )
 

@@ -24,8 +24,9 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def check(
-    path: Path, stage: str, groups: int, rows: int, dropped: dict[str, list[Dropped]]
-) -> None:
+    path: Path, stage: str, groups: int, rows: int, dropped: dict[str, list[Dropped]],
+    **settings: Any,
+) -> None:  # fmt: skip
     for name in {stage, *dropped}:
         (path / name).mkdir()
         lines = [json.dumps({"id": "x", "reason": row.reason, "detail": row.detail}) + "\n"
@@ -33,7 +34,7 @@ def check(
         (path / name / "dropped.jsonl").write_text("".join(lines))
         (path / name / "rows.parquet").write_bytes(b"")
     manifest.write(path / stage, {"rows": rows, "groups": groups})
-    run = RunReader(path, recipe())
+    run = RunReader(path, recipe(**settings))
     check_rows(run, stage, needed(run.recipe, stage))
 
 
@@ -43,7 +44,7 @@ def rows(count: int, reason: str, detail: str = "") -> list[Dropped]:
 
 STOPS: list[tuple[str, int, dict[str, list[Dropped]], str]] = [
     ("sample", 3, {"sample": rows(3, "foreign_tags", TAGS)},
-     f"sample: none of 3 responses can be used: 3 foreign_tags: {TAGS}; "),
+     f"sample: none of 3 rows can be used: 3 foreign_tags: {TAGS}; "),
     ("sample", 3, {"sample": [*rows(1, "empty_response"), *rows(2, "missing_field")]},
      "2 missing_field, 1 empty_response: import again with --map question=FIELD"),
     ("segment", 2, {"segment": rows(2, "empty_thinking")},
@@ -65,9 +66,25 @@ def test_a_stage_that_leaves_nothing(
     stage: str, groups: int, dropped: dict[str, list[Dropped]], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DtoError) as error:
-        check(tmp_path, stage, groups, 0, dropped)
+        check(tmp_path, stage, groups, 0, dropped, **{"sample.imported": "rows.jsonl"})
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).endswith(f"{tmp_path / stage}/dropped.jsonl has the reasons")
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason", "message"),
+    [
+        ("sample", rows(3, "foreign_tags", TAGS), "none of 3 problems can be used: 3 foreign"),
+        ("segment", rows(3, "empty_thinking"), "3 empty_thinking: set model.think"),
+        ("estimate", rows(3, "failed", "no_gold_answer"), "3 no_gold_answer: /"),
+    ],
+)  # fmt: skip
+def test_a_run_that_sampled_itself_is_not_told_to_import_again(
+    stage: str, reason: list[Dropped], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DtoError) as error:
+        check(tmp_path, stage, 3, 0, {stage: reason})
+    assert message in str(error.value) and "import" not in str(error.value)
 
 
 GOES_ON = [

@@ -174,9 +174,9 @@ def read(run: RunReader) -> Summary | None:
     done = run.manifest("sample")
     try:
         data = json.loads((run.path / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary: Summary = tables.adapter(Summary).validate_python(data)
+    except (OSError, ValueError):  # none, or of another version
         return None
-    summary: Summary = tables.adapter(Summary).validate_python(data)
     return summary if done is not None and summary.digest == done["digest"] else None
 
 

@@ -197,8 +197,9 @@ def test_a_summary_of_other_rows_is_not_read(tmp_path: Path) -> None:
     assert read(run) == BASE
     (tmp_path / "import.json").write_text(json.dumps(data | {"digest": "old"}))
     assert read(run) is None
-    (tmp_path / "import.json").write_text("{")
-    assert read(run) is None
+    for broken in ("{", "[]", json.dumps(data | {"rows": "many"})):
+        (tmp_path / "import.json").write_text(broken)
+        assert read(run) is None
 
 
 @pytest.fixture
