@@ -108,8 +108,7 @@ class Run(RunReader):
             }
             | {name: List(Value("int32")) for name in columns}
         )
-        table = {name: [row[name] for row in rows] for name in features}
-        return Dataset.from_dict(table, features=features)
+        return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features)
 
     def report(self) -> Report:
         """Compute the figures of the evaluation, costs and training; `print` shows them as tables.
