@@ -38,6 +38,7 @@ from dto.runs.reader import RunReader
 from dto.runs.run import agree, refuse
 from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
+from dto.source import Source
 from dto.tags import DEFAULT_TAGS
 from dto.tasks.importing import holds_pairs
 from dto.tasks.load import check_rule
@@ -107,8 +108,7 @@ class Run(RunReader):
             }
             | {name: List(Value("int32")) for name in columns}
         )
-        table = {name: [row[name] for row in rows] for name in features}
-        return Dataset.from_dict(table, features=features)
+        return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features)
 
     def report(self) -> Report:
         """Compute the figures of the evaluation, costs and training; `print` shows them as tables.
@@ -197,7 +197,7 @@ def import_recipe(
     if recipe is not None:
         return load_recipe(recipe, changes)
     held_out = {} if "problems.source" in changes else {"dev": 0, "test": 0}
-    data = {"name": Path(source).stem, "problems": {"train": 0, **held_out}}
+    data = {"name": Source.parse(source).stem, "problems": {"train": 0, **held_out}}
     return make_recipe(data, changes, origin)
 
 
@@ -445,7 +445,7 @@ def pairs_from(
         if lines is not None:
             _write_once(Path(source), lines)
         stages = needed(settings, "problems", "pair")
-        run_stages(opened, stages, run_async)
+        run_stages(opened, stages, run_async, may_be_empty=True)
         made = Run(place)
         reasons = _drop_reasons(made, stages)
         pairs = made.pairs()

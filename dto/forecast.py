@@ -188,7 +188,7 @@ def forecast_run(
     _check_counts(actual)
     run = opener(path.with_name(f"{path.name}-pilot"), small)
     try:
-        run_stages(run, needed(small))
+        run_stages(run, needed(small), may_be_empty=True)
         result = forecast(run, recipe, actual)
     finally:
         run.close()

@@ -34,6 +34,7 @@ from dto.cluster import Fleet, Ray
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
+from dto.empty import check_rows
 from dto.engines.checks import (
     check_start,
     sentences,
@@ -55,6 +56,7 @@ from dto.studies import pilot, trace
 from dto.tags import FOREIGN, shown_tags
 from dto.tasks import imported, problems
 from dto.tasks.load import prompt_of
+from dto.tasks.summary import log_import
 from dto.training import train
 
 logger = logging.getLogger("dto")
@@ -208,12 +210,15 @@ def run_stages(
     names: Iterable[str],
     run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
     ray: Ray | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> None:
     """Run the unfinished ones of these stages, in the given order.
 
     Consecutive stages share one engine, which is closed before training to free its memory. Raises
-    the errors of the stages; finished rows are kept. `run_async` runs a coroutine as `asyncio.run`
-    does. With `ray`, the groups are processed on Ray actors.
+    the errors of the stages, and DtoError after a stage that leaves no rows for the later ones
+    (:func:`dto.empty.check_rows`), unless they `may_be_empty`; finished rows are kept. `run_async`
+    runs a coroutine as `asyncio.run` does. With `ray`, the groups are processed on Ray actors.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     pending = [
@@ -230,7 +235,7 @@ def run_stages(
             logger.info("evaluate  %s", line)
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            run_async(_compute(run, list(several), stages, ray))
+            run_async(_compute(run, list(several), stages, ray, may_be_empty))
             continue
         for stage in several:
             _work_whole(run, stage)
@@ -273,7 +278,11 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
 
 
 async def _compute(
-    run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage], ray: Ray | None
+    run: OpenRun,
+    stages: Sequence[Stage],
+    planned: Sequence[Stage],
+    ray: Ray | None,
+    may_be_empty: bool,
 ) -> None:
     async with AsyncExitStack() as opened:
         resources = Resources(run, run.allow_code_execution, planned)
@@ -288,15 +297,19 @@ async def _compute(
             config = run.config(stage)
             if run.finished(stage, config):
                 log_stage(run, stage.name, "already finished")
-                continue
-            spread = fleet if stage.needs != "nothing" else None
-            if spread is not None and not spread.size:
-                await opened.enter_async_context(spread)
-            with Runner(run / stage.name, stage.record, config) as runner:
-                await _feed(run, stage, runner, resources, spread)
-                await runner.finish({"actors": spread.shared()} if spread else {})
-            run.done(stage.name)
-            log_stage(run, stage.name)
+            else:
+                spread = fleet if stage.needs != "nothing" else None
+                if spread is not None and not spread.size:
+                    await opened.enter_async_context(spread)
+                with Runner(run / stage.name, stage.record, config) as runner:
+                    await _feed(run, stage, runner, resources, spread)
+                    await runner.finish({"actors": spread.shared()} if spread else {})
+                run.done(stage.name)
+                log_stage(run, stage.name)
+                if stage is imported.STAGE:
+                    await asyncio.to_thread(log_import, run)
+            if not may_be_empty:
+                check_rows(run, stage, needed(run.recipe, stage.name))
 
 
 async def _feed(

@@ -141,7 +141,7 @@ BatchSettings.model_rebuild(_types_namespace={"JudgeSettings": JudgeSettings})
 class ProblemSettings(Settings):
     """Where questions come from, and how answers are compared.
 
-    `source`: `chains` (generated), a task, a .jsonl or .parquet file, a folder or a Hub id.
+    `source`: `chains` (generated), a task, a data file, a folder or a Hub id.
     `test_source` overrides it for test problems. None: the task's value, or that of the comment.
     """
 

@@ -18,7 +18,10 @@ from dto.extension import is_import_path
 
 Kind = Literal["chains", "task", "import", "file", "folder", "hub"]
 
-DATA_FILES = (".jsonl", ".parquet")
+COMPRESSED = (".gz", ".zst")
+_TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
+DATA_FILES = (*_TEXT_FILES, ".parquet")
+_ENDS = (*DATA_FILES, *(f"{plain}{end}" for plain in _TEXT_FILES for end in COMPRESSED))
 RECIPE_FILES = (".yaml", ".yml")
 _PATH = re.compile(r"/|~|\.{1,2}(?:/|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
@@ -62,7 +65,7 @@ class Source:
         elif is_import_path(text):
             kind = "import"
         elif (
-            suffix in DATA_FILES
+            text.lower().endswith(_ENDS)
             or (suffix in RECIPE_FILES and not is_folder)
             or os.path.isfile(text)
         ):
@@ -70,6 +73,28 @@ class Source:
         elif is_folder or deep or text.startswith(".") or _PATH.match(text):
             kind = "folder"
         return cls(text, kind, exists, subset, revision)
+
+    @property
+    def dataset(self) -> tuple[str, str | None]:
+        """The name and the config of a dataset; the config may follow the name: `user/name:main`.
+
+        Of anything else the name and `subset`.
+        """
+        name, _, config = self.name.rpartition(":")
+        named = self.subset is None and not self.exists and config and "/" not in config
+        is_hub, is_folder = self.kind == "hub", self.kind == "folder"
+        if named and ((is_hub and "/" in name) or (is_folder and os.path.isdir(name))):
+            return name, config
+        return self.name, self.subset
+
+    @property
+    def stem(self) -> str:
+        """The name for a run of its rows: `a` of data/a.jsonl.gz, `name-main` of user/name:main."""
+        name, config = self.dataset
+        name = Path(name).name
+        ends = [end for end in _ENDS if name.lower().endswith(end)]
+        stem = name[: -len(max(ends, key=len))] if ends else Path(name).stem
+        return f"{stem}-{config}" if config else stem
 
     @property
     def is_local(self) -> bool:

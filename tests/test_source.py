@@ -30,11 +30,15 @@ NAMES = (
     ("a/b/c/x.parquet", "file", False, False, True, "x.parquet"),
     ("rows.jsonl", "file", True, False, False, "rows.jsonl"),
     ("odd.jsonl", "file", True, False, False, "odd.jsonl"),
-    ("x.jsonl.gz", "hub", False, False, False, "x.jsonl.gz"),
-    ("x.json", "hub", False, False, False, "x.json"),
+    ("x.jsonl.gz", "file", False, False, False, "x.jsonl.gz"),
+    ("X.JSONL.ZST", "file", False, False, False, "X.JSONL.ZST"),
+    ("x.gz", "hub", False, False, False, "x.gz"),
+    ("x.parquet.gz", "hub", False, False, False, "x.parquet.gz"),
+    ("x.json", "file", False, False, False, "x.json"),
+    ("x.tsv", "file", False, False, False, "x.tsv"),
     ("rows.txt", "file", True, False, False, "rows.txt"),
     ("data/rows.csv", "file", True, False, True, "rows.csv"),
-    ("other/rows.csv", "hub", False, False, False, "other/rows.csv"),
+    ("other/rows.csv", "file", False, False, True, "rows.csv"),
     ("recipe.yaml", "file", False, False, False, "recipe.yaml"),
     ("pipelines/recipe.yml", "file", False, False, True, "recipe.yml"),
     ("odd.yaml", "folder", True, False, False, "odd.yaml"),
@@ -92,6 +96,37 @@ def test_a_task_is_one_only_for_who_asks_for_tasks() -> None:
     assert Source.parse("gsm8k").kind == "folder"
     assert Source.parse("math500").kind == "hub"
     assert Source.parse("chains").kind == "chains"
+
+
+@pytest.mark.parametrize(
+    ("text", "subset", "dataset"),
+    [
+        ("user/name", None, ("user/name", None)),
+        ("user/name", "main", ("user/name", "main")),
+        ("user/name:main", None, ("user/name", "main")),
+        ("user/name:", None, ("user/name:", None)),
+        ("user/name:a/b", None, ("user/name:a/b", None)),
+        ("user/name:a", "main", ("user/name:a", "main")),
+        ("https://host/v1", None, ("https://host/v1", None)),
+        ("q:8b", None, ("q:8b", None)),
+        ("./user/name:a", None, ("./user/name:a", None)),
+        ("x:y/rows.jsonl", None, ("x:y/rows.jsonl", None)),
+    ],
+)
+def test_the_config_of_a_dataset(
+    text: str, subset: str | None, dataset: tuple[str, str | None]
+) -> None:
+    source = Source.parse(text, TASKS, subset)
+    assert source.dataset == dataset and source.name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [("data/a.jsonl", "a"), ("a.b.jsonl.gz", "a.b"), ("A.JSON", "A"), ("user/name", "name"),
+     ("user/name:main", "name-main"), ("./folder/", "folder"), ("saved.v2", "saved")],
+)  # fmt: skip
+def test_the_name_of_a_run_of_its_rows(text: str, stem: str) -> None:
+    assert Source.parse(text).stem == stem
 
 
 @given(st.text() | st.text("./~\\:aC", max_size=6) | st.just("x" * 5000))

@@ -30,7 +30,7 @@ from dto.recipe import Recipe
 from dto.reporting.table import Table
 from dto.runs.reader import RunReader
 from dto.runs.run import OpenRun, refuse
-from dto.source import DATA_FILES, Source
+from dto.source import Source
 from dto.takes import (
     GIB,
     RESERVED,
@@ -157,13 +157,13 @@ def fetched(recipe: Recipe) -> Iterator[str]:
 
 def _hub_id(name: str) -> str:
     """The Hub dataset that a source reads; empty for anything else."""
-    if name == "chains" or name.endswith(DATA_FILES) or is_import_path(name):
+    if name == "chains" or is_import_path(name):
         return ""
     task = TASKS.get(name)
     if task is not None:
         return task.hub
     source = Source.parse(name)
-    return name if source.kind == "hub" else ""
+    return source.dataset[0] if source.kind == "hub" else ""
 
 
 def _dataset_here(hub: str) -> bool:

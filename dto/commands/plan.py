@@ -46,7 +46,9 @@ from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.table import Table
 from dto.runs.reader import RunReader
+from dto.source import Source
 from dto.takes import GIB, PROMPT, shape_of
+from dto.tasks import TASKS
 from dto.tasks.load import load_problems
 
 if TYPE_CHECKING:
@@ -327,7 +329,7 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str]:
     remark = "is read by the run" if is_import_path(source) else "is not on this machine"
     unknown = [f"(a question of {source})"], f" ({source} {remark})"
     most = max(recipe.batch.k, default=1)
-    local = source == "chains" or source.endswith((".jsonl", ".parquet"))
+    local = source == "chains" or Source.parse(source, TASKS).kind == "file"
     if not local:
         return unknown
     small = recipe.problems.model_copy(update={"train": most, "dev": 0, "test": 0})

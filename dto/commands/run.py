@@ -30,6 +30,7 @@ from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
+from dto.source import Source
 
 Force = Annotated[
     bool, typer.Option("--force", help="Start although the training seems too large here.")
@@ -216,7 +217,7 @@ def pilot(
     again = ("pilot",) if recompute else ()
     opened = open_run(out or place, recipe, recompute=consent(recompute, yes), again=again)
     with held(opened, "pilot"):
-        run_stages(opened, needed(recipe, "prune", "pilot"))
+        run_stages(opened, needed(recipe, "prune", "pilot"), may_be_empty=True)
         print(study(opened.path))
         print(f"\n{opened.path}/pilot: pilot.json")
 
@@ -290,26 +291,37 @@ def import_rows(
 ) -> None:
     """Import responses or preference pairs.
 
-    Rows of prompt + response become trajectories: continue with `dto segment RUN`. Rows of
-    chosen + rejected become pairs: continue with `dto train RUN`. Dev and test problems come from
-    the recipe's problems.source, if it has one.
+    Rows of prompt + response become trajectories, rows of chosen + rejected become pairs; the last
+    lines say what was imported. Dev and test problems come from the recipe's problems.source.
+    Continue with `dto run RUN`.
     """
+    from dto.tasks import summary
     from dto.tasks.importing import holds_pairs
 
     settings = import_recipe(
         source, model, parse_changes(changes), recipe, paired=holds_pairs(source), origin="--set"
     )
     ask = consent(recompute or overwrite, yes)
-    place = out or Path("runs") / Path(source).stem
+    place = out or Path("runs") / Source.parse(source).stem
     opened = open_run(
         place, settings, recompute=ask, overwrite=overwrite, allow_code_execution=code
     )
-    paired = settings.pair.data == "imported"
-    last = "pair" if paired else "sample"
+    last = "pair" if settings.pair.data == "imported" else "sample"
     with held(opened, last):
+        before = summary.read(opened)
         run_stages(opened, needed(settings, "problems", last))
-    next_ = "train" if paired else "segment"
-    print(f"{opened.path}: continue with: dto {next_} {quote(str(opened.path))}")
+        got = summary.read(opened)
+    for line in () if got is None else got.lines():
+        print(line)
+    for line in () if before is None else before.warnings():  # else the log has them
+        print(f"warning: {line}")
+    print(f"{place}: continue with: dto run {quote(str(place))}")
+    problems = settings.problems
+    if not (problems.dev and (problems.test or settings.evaluate.tasks)):
+        print(
+            "training and evaluation need problems of their own: add --set "
+            "problems.source=FILE|HUB --set problems.dev=300 --set problems.test=400"
+        )
 
 
 def add_run(app: typer.Typer) -> None:

@@ -173,7 +173,7 @@ def compare(run: OpenRun, recompute: Consent = refuse) -> None:
     """
     recipes = methods(run.recipe)
     start = time.perf_counter()
-    run_stages(run, shared_stages(run.recipe, recipes))
+    run_stages(run, shared_stages(run.recipe, recipes), may_be_empty=True)
     set_aside(run, recipes, recompute)
     places = {name: prepare(run, name, recipe) for name, recipe in recipes.items()}
     budget = run.recipe.compare.policy_tokens

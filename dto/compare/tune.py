@@ -71,7 +71,8 @@ def _tuned(run: OpenRun, points: Sequence[Change], base: DevScore) -> Recipe:
     trains = run.recipe.train.method != "none"
     if trains:
         data = [stage for stage in needed(run.recipe, "train") if stage != "train"]
-        run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
+        own = [stage for stage in data if not (run / stage).is_symlink()]
+        run_stages(run, own, may_be_empty=True)
     spent = charged_tokens(run, run.recipe) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
     if trains and left <= 0:

@@ -256,6 +256,7 @@ STAGE = Stage(
     name="label",
     about="Label chains as concise, verbose or wrong (DRQA).",
     amount=lambda recipe: "A, B or C for each chain",
+    essential="problems",
     record=LabelledChain,
     reads=always("chain"),
     settings=always("label.", *RENDERING),

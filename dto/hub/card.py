@@ -114,7 +114,8 @@ def _origin(name: str, recipe: Recipe) -> Origin:
     if task is not None:
         return Origin(task.hub, task.revision or "", citation=task.citation)
     problems = recipe.problems
-    return Origin(name, (problems.revision or "") if name == problems.source else "")
+    dataset, _ = Source.parse(name).dataset
+    return Origin(dataset, (problems.revision or "") if name == problems.source else "")
 
 
 def withheld_stages(recipe: Recipe) -> tuple[str, ...]:

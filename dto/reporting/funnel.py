@@ -17,6 +17,7 @@ from dto.reporting.table import Table, join_counts
 from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
+from dto.tasks import summary
 from dto.tasks.load import NEAR_DUPLICATE
 from dto.training.train import json_lines
 
@@ -171,7 +172,16 @@ def funnel(run: RunReader) -> dict[str, Any]:
         "pairs": _counts(run, "pair", "rejected_from"),
         "dropped": dropped,
         "near_duplicates": _near_duplicates(run),
+        **_imported(run),
     }
+
+
+def _imported(run: RunReader) -> dict[str, list[str]]:
+    """What an import got, without the examples of dropped rows, which name places."""
+    got = summary.read(run)
+    lines = () if got is None else got.lines()
+    kept = [" ".join(line.split()) for line in lines if not line.startswith("dropped")]
+    return {"imported": kept} if kept else {}
 
 
 def training(run: RunReader) -> dict[str, Any] | None:
@@ -246,6 +256,8 @@ def funnel_section(funnel: Mapping[str, Any], recipe: Recipe) -> Section:
     if kinds:
         tables.append(Table("", ("rows", "total", "by kind"), tuple(kinds), wide=True))
     facts = []
+    if imported := funnel.get("imported"):
+        facts.append(f"Imported from {'; '.join(imported)}.")
     if copies := funnel["near_duplicates"]:
         facts.append(near_copies_sentence(copies))
     if agreement := funnel["agreement"]:

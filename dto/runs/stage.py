@@ -163,6 +163,8 @@ class Stage:
     """The arXiv id of the paper that it implements."""
     width: Callable[[Recipe], int] = lambda recipe: 1
     """The number of parallel requests for one row."""
+    essential: str = ""
+    """What goes into it, if a run without its rows is pointless; empty: it may leave none."""
     of_method: bool = False
     """Whether each method of a comparison may have its own settings for it."""
 

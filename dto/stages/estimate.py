@@ -126,6 +126,7 @@ STAGE = Stage(
     name="estimate",
     about="Estimate p(correct) of an exit at each boundary.",
     amount=_amount,
+    essential="trajectories",
     record=ExitEstimate,
     reads=always("segment"),
     settings=always("estimate.", *SAMPLING),

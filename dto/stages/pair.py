@@ -191,6 +191,7 @@ STAGE = Stage(
     name="pair",
     about="Build preference pairs of chosen and rejected responses.",
     amount=lambda recipe: f"at most {recipe.pair.max_per_problem:,} pairs per problem",
+    essential="problems",
     record=PreferencePair,
     reads=always("prune"),
     settings=always("pair.", "sample.max_tokens"),

@@ -49,6 +49,7 @@ STAGE = Stage(
     name="sample",
     about="Sample responses to the training problems.",
     amount=lambda recipe: f"{responses(recipe)} responses",
+    essential="problems",
     record=Trajectory,
     reads=always("problems"),
     settings=always("sample."),

@@ -103,6 +103,7 @@ STAGE = Stage(
     name="segment",
     about="Cut each trajectory into thinking patterns.",
     amount=lambda recipe: f"{responses(recipe)} responses",
+    essential="trajectories",
     record=Segment,
     reads=always("sample"),
     settings=always("segment.", "languages"),

@@ -1,76 +1,190 @@
-"""Read the rows of a file, a folder or a dataset of the Hub."""
+"""Read the rows of a file, a folder or a dataset of the Hub.
+
+Files are read as streams: one row is in memory, of Parquet and .json a block of them. Rows of text
+files keep their values as they are written: `datasets` would make numbers of the cells "007" and
+"1e-6", and stops where a column is null in the first block and text in a later one.
+"""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterable, Iterator
+import logging
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO, TextIO
 
 from dto.errors import DtoError
 from dto.extension import nearest
 from dto.records import Dropped
-from dto.source import Source
+from dto.source import COMPRESSED, DATA_FILES, Source
 from dto.tasks import TASKS
 from dto.tasks.task import Row
 
+logger = logging.getLogger("dto")
+
 _SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
+_BLOCK = 2**26  # bytes of Parquet rows that are read together
+_CHUNK = 2**20  # characters of a .json file
+MOST_CHARACTERS = 2**28
+"""Characters of one row of a .json file; a longer one is taken for a file that is broken."""
 Rows = Iterable[Row | Dropped]
+_Reader = Callable[[Path], Iterator[Row | Dropped]]
 
 
 def read_source(source: Source) -> dict[str | None, Rows]:
-    """The rows of a .jsonl or .parquet file (under None), or of a dataset by split.
+    """The rows of a data file (under None), or of a dataset by split.
 
-    A dataset is one of the Hub, or a folder: a copy of a Hub dataset (data files, with or without a
-    card) or the output of `Dataset.save_to_disk`. A line of a .jsonl file that is not a JSON object
-    is returned as a dropped row. Raises DtoError for a source that does not exist or cannot be
-    read.
+    Files: .jsonl, .json (:func:`_json_rows`), .csv, .tsv and .parquet; text files may be compressed
+    (.gz, .zst). A dataset is one of the Hub, or a folder: data files, also of several formats, a
+    copy of a Hub dataset with its card, or the output of `Dataset.save_to_disk`. What is no row (a
+    line that is not a JSON object, a line of a table with too few cells) is returned as a dropped
+    row. Raises DtoError for a source that does not exist or cannot be read.
     """
-    name, path = source.name, Path(source.name)
-    if source.kind == "file" and path.suffix == ".jsonl":
-        return {None: _json_lines(path)}
-    if source.kind == "file" and path.suffix == ".parquet":
-        return {None: _parquet(path)}
+    name, subset = source.dataset
+    path = Path(name)
     if source.kind == "file":
-        raise DtoError(f"source {name}: expected .jsonl, .parquet, a folder or a Hub dataset")
+        read = _reader(path)
+        if read is None:
+            expected = ", ".join(DATA_FILES)
+            raise DtoError(f"source {name}: expected {expected}, a folder or a Hub dataset")
+        return {None: _guarded(path, read)}
     if source.kind == "folder" and not path.is_dir():
         raise DtoError(f"source {name} does not exist: check the path")
+    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    if path.is_dir() and not saved and not (subset or _has_configs(path)):
+        splits = _folder(path)
+        if splits:
+            return splits
+    return _dataset(source, saved)
+
+
+def _dataset(source: Source, saved: bool) -> dict[str | None, Rows]:
+    """The splits of a dataset, as the package `datasets` reads it."""
     import datasets
 
-    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    name, subset = source.dataset
     try:
         loaded = (
             datasets.load_from_disk(name)
             if saved
-            else datasets.load_dataset(name, source.subset, revision=source.revision)
+            else datasets.load_dataset(name, subset, revision=source.revision)
         )
     except Exception as error:  # datasets passes on any error of its file systems and parsers
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        two_lines = lines[0].startswith("Config name is missing") and lines[1:]
-        first = " ".join(lines[:2]) if two_lines else lines[0]
+        if lines[0].startswith("Config name is missing"):
+            configs = re.findall(r"'([^']+)'", " ".join(lines[1:2]))
+            raise DtoError(
+                f"dataset {name!r} has several configs: {', '.join(configs)}: add the one to read "
+                f"to the name, such as {name}:{next(iter(configs), 'CONFIG')}"
+            ) from None
         suggestion = nearest(name, TASKS)
         hint = f"; no task has that name{suggestion}, see `dto tasks list`" if suggestion else ""
-        raise DtoError(f"dataset {name!r} cannot be loaded: {first}{hint}") from error
+        raise DtoError(f"dataset {name!r} cannot be loaded: {lines[0]}{hint}") from error
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}
 
 
-def _json_lines(path: Path) -> Iterator[Row | Dropped]:
+def _has_configs(folder: Path) -> bool:
+    """Whether the card of a folder says which files it has."""
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    yield _json_object(line)
-                except ValueError as error:
-                    detail = f"{where} {error}"
-                    yield Dropped(f"line/{number:08d}", "unreadable_row", detail)
-    except FileNotFoundError:
-        raise DtoError(f"file {path} does not exist: check the path") from None
-    except OSError as error:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    head = card.split("---")[1:2] if card.startswith("---") else []
+    return any(re.search(r"^(configs|dataset_info):", part, re.MULTILINE) for part in head)
+
+
+def _folder(folder: Path) -> dict[str | None, Rows]:
+    """The data files of a folder by split, which their names tell as on the Hub; else `train`."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _reader(path)]
+    files = [path for path in files if not _hidden(path.relative_to(folder))]
+    if not files:
+        return {}
+    base = str(folder.resolve())
+    try:
+        named = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    except EmptyDatasetError:
+        return {}
+    splits: dict[str | None, Rows] = {}
+    left = {path.resolve(): path for path in files}
+    for split, names in named.items():
+        own = [left.pop(path) for path in sorted({*map(Path, names)} & left.keys())]
+        if own:
+            splits[str(split)] = chain.from_iterable(map(_file, own))
+    if splits and left:
+        others = ", ".join(path.name for path in left.values())
+        logger.warning(
+            "%s: not read, since other files are named after a split: %s", folder, others
+        )
+    return splits
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _file(path: Path) -> Iterator[Row | Dropped]:
+    read = _reader(path)
+    assert read is not None
+    return _guarded(path, read)
+
+
+def _reader(path: Path) -> _Reader | None:
+    """The function that reads a file of this name; None for a name of no data file."""
+    name = path.name.lower()
+    plain = name.removesuffix(next((end for end in COMPRESSED if name.endswith(end)), ""))
+    if name.endswith(".parquet"):
+        return _parquet
+    readers: dict[str, _Reader] = {
+        ".jsonl": _json_lines,
+        ".json": _json_rows,
+        ".csv": _table,
+        ".tsv": _table,
+    }
+    return readers.get(Path(plain).suffix)
+
+
+def _guarded(path: Path, read: _Reader) -> Iterator[Row | Dropped]:
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise DtoError(f"file {path} does not exist: check the path")
+    try:
+        yield from read(path)
+    except (OSError, EOFError, zlib.error, pa.ArrowInvalid, UnicodeError, csv.Error) as error:
         raise DtoError(f"file {path} cannot be read: {error}") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix.lower() == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), _CHUNK)
+    return path.open("rb")
+
+
+def _json_lines(path: Path) -> Iterator[Row | Dropped]:
+    """The rows of a JSON Lines file: only a line feed ends a line, since text may hold U+2028."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _json_object(line)
+            except ValueError as error:
+                yield _unreadable("line", number, f"{path}, line {number} {error}")
 
 
 def _json_object(line: bytes) -> Row:
@@ -78,7 +192,7 @@ def _json_object(line: bytes) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
         if b"\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is not text
+            _check_text(row)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot be read: {error}") from None
     if not isinstance(row, dict):
@@ -86,15 +200,232 @@ def _json_object(line: bytes) -> Row:
     return row
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
+def _check_text(row: object) -> None:
+    """Raise ValueError for half a surrogate pair, which is not text."""
+    json.dumps(row, ensure_ascii=False).encode()
+
+
+def _unreadable(unit: str, number: int, detail: str) -> Dropped:
+    return Dropped(f"{unit}/{number:08d}", "unreadable_row", detail)
+
+
+class _JsonValues:
+    """The values of a JSON text, one in memory at a time.
+
+    The values are those of `json`, as in JSON Lines: NaN is read, and half a surrogate pair is
+    found. Streaming parsers refuse the one and replace the other.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text, self._at, self._ended = "", 0, False
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            rest = re.compile(r"\s*").match(self._text, self._at)
+            self._at = rest.end() if rest else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, expected: str) -> str:
+        """Pass one of these characters. Raises ValueError for another."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise ValueError(f"expected {' or '.join(expected)}, found {found or 'its end'}")
+        self._at += 1
+        return found
+
+    def value(self) -> Any:
+        """Read a whole value. Raises ValueError if it is not JSON."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                unfinished = error.pos > len(self._text) - 16 or "Unterminated" in error.msg
+                if unfinished and self._more():
+                    continue
+                raise ValueError(f"{error.msg}: {self._text[error.pos : error.pos + 30]}") from None
+            except RecursionError:
+                raise ValueError("it is nested too deep") from None
+            if end < len(self._text) or not self._more():  # 12 may be the beginning of 123
+                self._at = end
+                return value
+
+    def _more(self) -> bool:
+        """Read on, as much as there is already, so that long values are tried a few times only."""
+        self._text, self._at = self._text[self._at :], 0
+        if self._ended or len(self._text) > MOST_CHARACTERS:
+            return False
+        chunk = self._file.read(max(_CHUNK, len(self._text)))
+        self._text += chunk
+        self._ended = not chunk
+        return bool(chunk)
+
+
+def _json_rows(path: Path) -> Iterator[Row | Dropped]:
+    """The objects of a .json file: of an array, or of the one list of objects in its object.
+
+    An object without such a list, or whose only one is a chat, is a row itself. A file of several
+    objects is read as JSON Lines. Raises DtoError if an object has several lists of objects.
+    """
+    try:
+        with _text(path, errors="surrogateescape") as file:
+            values = _JsonValues(file)
+            first = values.peek()
+            if first == "[":
+                yield from _elements(values, path)
+                return
+            if not first:
+                return
+            lists, several = _lists_of_objects(values)
+        if several:
+            yield from _json_lines(path)
+            return
+        if len(lists) > 1:
+            raise DtoError(
+                f"file {path} has several lists of objects: {', '.join(lists)}: keep the one to "
+                "read, or write it to a file of its own"
+            )
+        with _text(path, errors="surrogateescape") as file:
+            values = _JsonValues(file)
+            if not lists:
+                yield _checked(values.value(), path, 1)
+                return
+            values.take("{")
+            while True:
+                key = values.value()
+                values.take(":")
+                if key in lists:
+                    yield from _elements(values, path)
+                    return
+                values.value()
+                values.take(",")
+    except ValueError as error:
+        raise DtoError(f"file {path} is not JSON: {error}") from None
+
+
+def _elements(values: _JsonValues, path: Path) -> Iterator[Row | Dropped]:
+    values.take("[")
+    number = 0
+    while values.peek() != "]":
+        if number:
+            values.take(",")
+        number += 1
+        yield _checked(values.value(), path, number)
+    values.take("]")
+
+
+def _checked(value: object, path: Path, number: int) -> Row | Dropped:
+    where = f"{path}, element {number}"
+    if not isinstance(value, dict):
+        detail = f"{where} holds {type(value).__name__}, not an object"
+        return _unreadable("element", number, detail)
+    try:
+        _check_text(value)
+    except ValueError as error:
+        return _unreadable("element", number, f"{where} cannot be read: {error}")
+    return value
+
+
+def _lists_of_objects(values: _JsonValues) -> tuple[list[str], bool]:
+    """The keys of an object that hold a list of objects, and whether more follows the object."""
+    lists: list[str] = []
+    values.take("{")
+    while values.peek() != "}":
+        key = values.value()
+        values.take(":")
+        if values.peek() == "[":
+            values.take("[")
+            if values.peek() == "{":
+                first = values.value()
+                if not (isinstance(first, dict) and _is_turn(first)):
+                    lists.append(str(key))
+                if values.peek() != "]":
+                    values.take(",")
+            while values.peek() != "]":
+                values.value()
+                if values.peek() != "]":
+                    values.take(",")
+            values.take("]")
+        else:
+            values.value()
+        if values.peek() != "}":
+            values.take(",")
+    values.take("}")
+    return lists, bool(values.peek())
+
+
+def _is_turn(value: object) -> bool:
+    """Whether a value is a message of a chat."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
+def _text(path: Path, errors: str = "strict") -> TextIO:
+    """Open a text file: UTF-8, or the encoding that its byte order mark names."""
+    with _open(path) as file:
+        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    encoding = "utf-16" if wide else "utf-8-sig"
+    return io.TextIOWrapper(_open(path), encoding=encoding, errors=errors, newline="")
+
+
+def _table(path: Path) -> Iterator[Row | Dropped]:
+    """The rows of a .csv or .tsv file: cells are text, and empty ones null.
+
+    A cell that is a JSON list of messages is read as a chat.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default is 131,072 characters
+    tabs = ".tsv" in path.suffixes[-2:] or ".TSV" in path.suffixes[-2:]
+    with _text(path, errors="surrogateescape") as file:
+        lines = csv.reader(file, delimiter="\t" if tabs else ",")
+        names = next(lines, [])
+        for number, cells in enumerate(lines, start=1):
+            if not cells:
+                continue
+            where = f"{path}, row {number}"
+            if len(cells) != len(names):
+                detail = f"{where} has {len(cells)} cells, its header {len(names)}"
+                yield _unreadable("row", number, detail)
+                continue
+            row = {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
+            try:
+                _check_text(row)
+            except ValueError as error:
+                yield _unreadable("row", number, f"{where} cannot be read: {error}")
+                continue
+            yield row
+
+
+def _cell(cell: str) -> Any:
+    if cell.startswith("[{"):
+        try:
+            chat = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+        if all(map(_is_turn, chat)):
+            return chat
+    return cell or None
+
+
+def _parquet(path: Path) -> Iterator[Row | Dropped]:
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise DtoError(f"file {path} does not exist: check the path")
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+    number = 0
+    with pq.ParquetFile(path, buffer_size=_CHUNK) as file:
+        metadata = file.metadata
+        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        rows = max(1, min(1024, _BLOCK * metadata.num_rows // max(1, size)))
+        for batch in file.iter_batches(batch_size=rows):
+            try:
                 yield from batch.to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DtoError(f"file {path} cannot be read: {error}") from None
+            except UnicodeDecodeError:
+                for index in range(batch.num_rows):
+                    try:
+                        yield from batch.slice(index, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        where = f"{path}, row {number + index + 1}"
+                        detail = f"{where} cannot be read: {error}"
+                        yield _unreadable("row", number + index + 1, detail)
+            number += batch.num_rows

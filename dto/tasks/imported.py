@@ -21,7 +21,7 @@ from dto.runs.stage import RENDERING, Group, always
 from dto.stages.pair import STAGE as PAIR
 from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
-from dto.tags import FOREIGN, ThinkTags, foreign_detail, think_tags
+from dto.tags import DEFAULT_TAGS, FOREIGN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, read_responses, rule_of
 from dto.tasks.load import NOT_NUMERIC
 from dto.text import split_thinking
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
-    from dto.recipe import ModelSettings, PairSettings
+    from dto.recipe import ModelSettings, PairSettings, Recipe
 
 
 async def to_trajectory(
@@ -99,12 +99,17 @@ async def imported(
     return await to_trajectory(response, ctx.tokenizer, ctx.recipe.model, ctx.grader)
 
 
+def responses_of(recipe: Recipe, tags: ThinkTags = DEFAULT_TAGS) -> Iterator[Response | Dropped]:
+    """Read the responses that a recipe imports. Raises DtoError as `read_responses` does."""
+    rule = rule_of(recipe.problems)
+    return read_responses(str(recipe.sample.imported), tags=tags, rule=rule)
+
+
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     problem_ids = {row.id for row in run.problems("train")}
-    tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), rule_of(ctx.recipe.problems)
-    for row in read_responses(str(ctx.recipe.sample.imported), tags=tags, rule=rule):
+    for row in responses_of(ctx.recipe, think_tags(ctx.tokenizer, ctx.recipe.model)):
         if isinstance(row, Dropped):
-            yield Group(row.id, (row,))
+            yield Group(f"{row.id} {row.detail}", (row,))  # files of a folder have a line 1 each
         else:
             yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, problem_ids))
 

@@ -33,12 +33,19 @@ BLOCK = 1024  # gold answers that are checked together
 
 
 class Response(NamedTuple):
-    """A row as one response; `text` has the tags of the row, or tags derived from its fields."""
+    """A row as one response; `text` has the tags of the row, or tags derived from its fields.
+
+    `correct` is the source's own verdict on this response. `left_out` names the parts of its row
+    that were not imported (`system_prompt`, `image`, `tools`, `generations`) or were rewritten
+    (`tags`).
+    """
 
     problem: Problem
     sample: int
     text: str
     whole: bool = False  # one side of a preference: without tags it has no thinking
+    correct: bool | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def holds_pairs(source: str) -> bool:
@@ -110,7 +117,9 @@ def imported_problems(
     the reasons for which rows are dropped. Raises DtoError if no row can be read, and as
     `load_problems` does.
     """
-    imported: dict[str, Problem] = {}
+    seen: set[str] = set()
+    taken: list[Problem] = []  # in memory only where other problems are compared with them
+    others = settings.model_copy(update={"train": 0})
     waiting: list[Problem] = []
     reason = "it is empty"
     rule = rule_of(settings)
@@ -118,8 +127,10 @@ def imported_problems(
     for row in read_responses(source, rule=rule, verbose=True):
         if isinstance(row, Dropped):
             reason = f"the last one is dropped as {row.reason}: {row.detail}"
-        elif row.problem.id not in imported:
-            imported[row.problem.id] = row.problem
+        elif row.problem.id not in seen:
+            seen.add(row.problem.id)
+            if others.dev or others.test:
+                taken.append(row.problem)
             if settings.filter and not numeric(row.problem.answer, rule):
                 yield Dropped(row.problem.id, NOT_NUMERIC, f"{row.problem.answer[:80]!r}")
                 continue
@@ -131,10 +142,10 @@ def imported_problems(
                 yield from _readable(waiting)
                 waiting = []
     yield from _readable(waiting)
-    if not imported:
+    if not seen:
         raise DtoError(f"{source} has no row that can be read: {reason}")
-    others = settings.model_copy(update={"train": 0})
-    yield from load_problems(others, seed, imported.values())
+    if others.dev or others.test:
+        yield from load_problems(others, seed, taken)
 
 
 def rule_of(settings: ProblemSettings) -> str:

@@ -158,7 +158,7 @@ def test_preferences_of_others_are_trained_on(
     ]  # fmt: skip
     changes = [part for each in settings for part in ("--set", each)]
     code, said = told("pull", name, "--model", "nano", *changes, capsys=capsys)
-    assert code == 0 and "continue with: dto train runs/preferences" in said, said
+    assert code == 0 and "continue with: dto run runs/preferences" in said, said
     run = Path("runs/preferences")
     assert (manifest.read(run / "sample") or {})["dropped"] == {"empty_response": 1}
     pairs = [row for row in load_pairs(RunReader(run), 1024) if isinstance(row, TokenizedPair)]
@@ -193,7 +193,10 @@ def test_only_what_is_there_to_train_on_is_imported(
 
 
 NOT_READ = [
-    ({"a/x.parquet": True, "b/x.parquet": True, "README.md": False}, "pick one among .*'one'"),
+    (
+        {"a/x.parquet": True, "b/x.parquet": True, "README.md": False},
+        "several configs: one, two",
+    ),
     ({"notes.txt": False}, "cannot be loaded"),
 ]
 
@@ -245,6 +248,6 @@ def test_responses_of_others_become_trajectories(
     rows = [{"problem": "Start with 1. Add 2.", "generation": GOOD, "answer": "5"}]
     name = put(datasets_there, "responses", rows, tmp_path)
     code, said = told("pull", name, "--model", "nano", "--out", "here", capsys=capsys)
-    assert code == 0 and "continue with: dto segment here" in said, said
+    assert code == 0 and "continue with: dto run here" in said, said
     (row,) = tables.read(Path("here/sample/rows.parquet"), Trajectory)
     assert (row.ids_from, row.grade, row.answer) == ("encoded", "correct", "5")
