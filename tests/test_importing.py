@@ -89,7 +89,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "2 + 3?"}, "missing_field"),
     ({"prompt": "2 + 3?", "response": None}, "missing_field"),
     ({"prompt": None, "response": WHOLE}, "missing_field"),
-    ({"prompt": 5.5, "response": ["x"]}, "wrong_type"),
+    ({"prompt": 5.5, "response": [["x"]]}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": {"text": WHOLE}}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": True}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": WHOLE, "answer": [5]}, "wrong_type"),
@@ -156,7 +156,7 @@ def test_rows_of_one_question_are_its_samples(tmp_path: Path) -> None:
 
 def test_parquet_and_other_field_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    columns = {"instruction": ["2 + 3?"], "completion": [WHOLE], "output": ["x"]}
+    columns = {"instruction": ["2 + 3?"], "completion": [WHOLE], "source": ["x"]}
     polars.DataFrame(columns).write_parquet(path)
     (response,) = read_responses(str(path))
     assert isinstance(response, Response)

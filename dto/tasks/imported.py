@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
-    from dto.recipe import ModelSettings, PairSettings
+    from dto.recipe import ModelSettings, PairSettings, Recipe
 
 
 async def to_trajectory(
@@ -102,11 +102,24 @@ async def imported(
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     problem_ids = {row.id for row in run.problems("train")}
     tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), rule_of(ctx.recipe.problems)
-    for row in read_responses(str(ctx.recipe.sample.imported), tags=tags, rule=rule):
+    sample = ctx.recipe.sample
+    rows = read_responses(
+        str(sample.imported),
+        tags=tags,
+        rule=rule,
+        columns=sample.map,
+        batch_input=sample.batch_input,
+    )
+    for row in rows:
         if isinstance(row, Dropped):
             yield Group(row.id, (row,))
         else:
             yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, problem_ids))
+
+
+def _files(recipe: Recipe) -> tuple[str, ...]:
+    files = (recipe.sample.imported, recipe.sample.batch_input)
+    return tuple(file for file in files if file is not None)
 
 
 STAGE = replace(
@@ -114,6 +127,8 @@ STAGE = replace(
     reads=always(),
     settings=always(
         "sample.imported",
+        "sample.map.",
+        "sample.batch_input",
         "problems.rule",
         "problems.rule_settings",
         "problems.filter",
@@ -125,7 +140,7 @@ STAGE = replace(
     total=lambda run: None,
     needs="tokenizer",
     renders=True,
-    files=lambda recipe: (str(recipe.sample.imported),),
+    files=_files,
 )
 """The stage `sample` of a run with imported responses."""
 
