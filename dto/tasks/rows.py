@@ -212,8 +212,8 @@ def _read_replies(row: Row, shape: Shape, path: str) -> list[Content] | None:
         return None
     if whole_chat(value, shape, path):
         turns = read_turns(value)
-        read_question(turns[:-1])  # raises for several turns
-        return [read_reply(turns[-1])]
+        before, reply = read_question(turns[:-1]), read_reply(turns[-1])
+        return [reply._replace(left_out=(*before.left_out, *reply.left_out))]
     if "[]" in path:
         return [_reply(each) for each in value if each is not None]
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):

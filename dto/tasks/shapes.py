@@ -81,7 +81,7 @@ SHAPES: tuple[Shape, ...] = (
         name="request log",
         needs=("request.*", "response.*"),
         question=tuple(f"request.{path}" for path in _ASKED),
-        response=tuple(f"response.{path}" for path in _ANSWERED),
+        response=tuple(f"response.{at}{path}" for at in ("", "body.") for path in _ANSWERED),
         answer=(*ANSWER, "request.metadata.answer"),
     ),
     Shape(
@@ -239,7 +239,7 @@ def _has(row: Row, shape: Shape) -> bool:
         return False
     if shape.exact and not {name for name in row if row[name] is not None} <= {*shape.needs}:
         return False
-    chat = find(row, shape.needs[0]) if shape.needs else None
+    chat = find(row, shape.needs[0]) if shape.needs[0] in shape.response else None
     last = chat[-1] if isinstance(chat, list) and chat else None
     asks_only = isinstance(last, Mapping) and role(last) == "user"
     return not asks_only  # then the response is in another column

@@ -181,7 +181,7 @@ async def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
 
 
 async def test_real_traces_import_and_segment() -> None:
-    shared = Path(__file__).parents[1] / "../shared/data"
+    shared = Path(__file__).parents[2] / "../shared/data"
     if not shared.is_dir():
         pytest.skip("the shared traces are not there")
     tokenizer = byte_level()
