@@ -75,10 +75,10 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     """
     shape = shape_of(row, columns)
     asked, question = _pick(row, shape, "question", _read_question)
-    answered, replies = _pick(row, shape, "response", _read_replies)
-    thought_at, thoughts = _pick(row, shape, "thinking", _texts)
     if question is None:
         raise _missing(row, shape, "question")
+    answered, replies = _pick(row, shape, "response", _read_replies)
+    thought_at, thoughts = _pick(row, shape, "thinking", _texts)
     if replies is None and thoughts is not None:
         replies = [Content(None, None)] * len(thoughts)
     if not replies:
@@ -179,11 +179,20 @@ def _pick(
             raise error
         return "", None
     first = next(iter(full))
-    others = [path for path in full if full[path] != full[first]]
+    others = [path for path in full if _plain(full[path]) != _plain(full[first])]
     if others and field in shape.asks:
         detail = f"{first} and {', '.join(others)} can be the {field}, and they differ"
         raise Undecided(field, [first, *others], detail)
     return first, full[first]
+
+
+def _plain(value: object) -> object:
+    """A value without what makes no difference: white space around it, what was left out."""
+    if isinstance(value, Content):
+        return (value.thinking or "").strip(), (value.text or "").strip()
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.strip("$ \n") if isinstance(value, str) else value
 
 
 def _is_full(value: object) -> bool:
