@@ -40,18 +40,31 @@ def role(turn: Mapping[str, Any]) -> str:
 
 
 def read_turns(chat: object) -> Sequence[Mapping[str, Any]]:
-    """The messages of a chat: a list of mappings, or JSON of one. Raises FieldError."""
+    """The messages of a chat: a list of mappings, JSON of one, or a mapping of lists.
+
+    Raises FieldError for anything else.
+    """
     if isinstance(chat, str) and chat.lstrip().startswith("["):
         try:
             chat = json.loads(chat)
         except ValueError:
             raise FieldError("wrong_type", "", "the messages are text, not JSON") from None
+    if isinstance(chat, Mapping) and chat and all(isinstance(row, list) for row in chat.values()):
+        chat = [dict(zip(chat, turn, strict=True)) for turn in _columns(chat)]
     if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
         detail = f"messages are {type(chat).__name__}, not a list of messages"
         raise FieldError("wrong_type", "", detail)
     if not chat:
         raise FieldError("missing_field", "", "the list of messages is empty")
     return chat
+
+
+def _columns(chat: Mapping[str, list[Any]]) -> list[tuple[Any, ...]]:
+    """The messages of a mapping of lists, as `datasets` returns a sequence of mappings."""
+    try:
+        return list(zip(*chat.values(), strict=True))
+    except ValueError:
+        raise FieldError("unequal_lists", "", "the messages' lists differ in length") from None
 
 
 def read_question(turns: Sequence[Mapping[str, Any]]) -> Content:

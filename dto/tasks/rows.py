@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 GENERATIONS, REWRITTEN = "generations", "tags"
 OPEN_THOUGHTS = ("<|begin_of_thought|>", "<|end_of_thought|>")
-_SOLUTION = re.compile(r"\s*<\|(?:begin|end)_of_solution\|>\s*")
+_SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _TRUE = ("true", "yes", "c", "correct", "right", "1")
 _FALSE = ("false", "no", "i", "incorrect", "wrong", "0")
 _SYSTEM = ("system", "system_prompt")
@@ -289,9 +288,12 @@ def _composed(reply: Content, tags: ThinkTags, shape: Shape) -> tuple[str, str]:
 
 
 def _rewritten(text: str, tags: ThinkTags) -> str:
-    text = re.sub(rf"{re.escape(OPEN_THOUGHTS[0])}\s*", lambda _: f"{tags.open}\n", text.strip())
-    text = re.sub(rf"\s*{re.escape(OPEN_THOUGHTS[1])}", lambda _: f"\n{tags.close}", text)
-    return _SOLUTION.sub("\n\n", text).rstrip()
+    opening, closing = OPEN_THOUGHTS
+    text = f"{tags.open}\n".join(part.lstrip() for part in text.split(opening))
+    text = f"\n{tags.close}".join(part.rstrip() for part in text.split(closing))
+    for tag in _SOLUTION:
+        text = "\n\n".join(part.strip() for part in text.split(tag))
+    return text.strip()
 
 
 def _parted(text: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from dto.settings import Column
@@ -256,7 +257,13 @@ def find(row: Row, path: str) -> Any:
         return "\n\n".join(texts) or None
     if path in row:
         return _value(row[path])
-    return _follow(row, [(match[1], match[2]) for match in _STEP.finditer(path)])
+    return _follow(row, _steps(path))
+
+
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[tuple[str | None, str | None], ...]:
+    """Index and name of each step of a path; one of them is None or, for `[]`, empty."""
+    return tuple((match[1], match[2]) for match in _STEP.finditer(path))
 
 
 def _follow(value: Any, steps: Sequence[tuple[str | None, str | None]]) -> Any:

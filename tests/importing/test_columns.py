@@ -17,6 +17,7 @@ from dto import tables
 from dto.errors import DtoError
 from dto.records import Dropped, Trajectory
 from dto.runs.reader import RunReader
+from dto.tags import ThinkTags
 from dto.tasks.importing import Response, holds_pairs, read_responses
 from dto.tasks.shapes import find, is_path
 from tests.commands import told
@@ -243,9 +244,26 @@ def test_the_log_has_a_line_for_each_field(
     ]
 
 
-def test_tags_of_the_model_are_not_rewritten(tmp_path: Path) -> None:
-    from dto.tags import ThinkTags
+ODD_TAGS = [
+    ("<|begin_of_thought|>a", "<think>\na"),
+    ("<|begin_of_thought|>a<|end_of_thought|>b", "<think>\na\n</think>b"),
+    ("<|begin_of_thought|> a <|begin_of_thought|> b <|end_of_thought|> c <|end_of_thought|> d",
+     "<think>\na <think>\nb\n</think> c\n</think> d"),
+    ("<|begin_of_thought|>\na\n<|end_of_thought|>\n<|begin_of_solution|>b<|end_of_solution|>\n"
+     "<|end_of_solution|>", "<think>\na\n</think>\n\nb"),
+    ("The tag <|begin_of_thought|> begins it.", "The tag <|begin_of_thought|> begins it."),
+    ("<|begin_of_thought|>" + " " * 2_000_000 + "a<|end_of_thought|>b", "<think>\na\n</think>b"),
+]  # fmt: skip
 
+
+@pytest.mark.parametrize(("text", "read_as"), ODD_TAGS, ids=range(len(ODD_TAGS)))
+def test_odd_tags_of_open_thoughts(text: str, read_as: str, tmp_path: Path) -> None:
+    row = {"prompt": "1?", "response": text}
+    (read,) = responses(write(tmp_path / "rows.jsonl", [row]))
+    assert read.text == read_as
+
+
+def test_tags_of_the_model_are_not_rewritten(tmp_path: Path) -> None:
     question, gold, (answer, _) = PROBLEMS[0]
     row = open_thoughts(question, gold, answer)
     source = write(tmp_path / "rows.jsonl", [row])

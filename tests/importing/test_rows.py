@@ -52,6 +52,10 @@ READABLE: list[tuple[str, Mapping[str, Any]]] = [
         "content": "It is \\boxed{5}."}]}),
     ("from and value", {"conversations": [{"from": "human", "value": "2 + 3?"},
                                           {"from": "gpt", "value": WHOLE}]}),
+    ("lists of from and value", {"conversations": {"from": ["human", "gpt"],
+                                                   "value": ["2 + 3?", WHOLE]}}),
+    ("messages as JSON", {"messages": json.dumps([ASKED, {"role": "assistant",
+                                                          "content": WHOLE}])}),
     ("messages in the columns", {"prompt": [ASKED],
                                  "completion": [{"role": "assistant", "content": WHOLE}]}),
 ]  # fmt: skip
