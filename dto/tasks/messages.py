@@ -26,11 +26,15 @@ _FILE_PARTS = ("audio", "video", "file", "document")
 
 
 class Content(NamedTuple):
-    """The thinking and the text of a message, and what was left out of it; None: it has none."""
+    """The thinking and the text of a message, and what was left out of it; None: it has none.
+
+    `place` tells where in the message the thinking is, for people.
+    """
 
     thinking: str | None
     text: str | None
     left_out: tuple[str, ...] = ()
+    place: str = ""
 
 
 def role(turn: Mapping[str, Any]) -> str:
@@ -81,13 +85,14 @@ def read_question(turns: Sequence[Mapping[str, Any]]) -> Content:
 def read_reply(message: Mapping[str, Any]) -> Content:
     """The response that a message of the assistant, or a choice of a completion, holds."""
     content = read_content(first(message, _CONTENT), "response")
-    beside = read_content(first(message, THINKING), "thinking")
-    thinking = next(
-        (text for text in (beside.text, beside.thinking) if text is not None), content.thinking
-    )
     called = message.get("tool_calls") or message.get("function_call")
-    left_out = (TOOLS,) if called else ()
-    return Content(thinking, content.text, (*content.left_out, *left_out))
+    left_out = (*content.left_out, TOOLS) if called else content.left_out
+    for name in THINKING:
+        beside = read_content(message.get(name), "thinking")
+        thinking = beside.thinking if beside.text is None else beside.text
+        if thinking is not None:
+            return Content(thinking, content.text, left_out, f"{name} of the message")
+    return content._replace(left_out=left_out)
 
 
 def is_parts(value: object) -> bool:
@@ -140,6 +145,7 @@ def read_content(value: object, field: str, between: str = "") -> Content:
         "\n\n".join(thoughts) if thoughts else None,
         between.join(texts) if texts else None,
         tuple(left_out),
+        "parts of the message" if thoughts else "",
     )
 
 

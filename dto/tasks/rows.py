@@ -272,7 +272,7 @@ def _composed(reply: Content, tags: ThinkTags, shape: Shape) -> tuple[str, str]:
         thinking, text = _parted(text)
         how = "the response before its final answer"
     elif thinking is not None:
-        how = "beside the response"
+        how = reply.place
     elif not any(tag in text for pair in ((tags.open, tags.close), *KNOWN_TAGS) for tag in pair):
         how = "none"
     if thinking is not None and tags.close not in text:
@@ -397,7 +397,11 @@ def _missing(row: Row, shape: Shape, field: str) -> FieldError:
     if field == "question" and "custom_id" in row:
         message += "; the questions of an OpenAI batch are in its input file: --input FILE"
     else:
-        message += f": name its column with --map {field}=COLUMN"
+        known = {*shape.question, *shape.answer, *shape.correct, *_SYSTEM}
+        unread = [name for name, value in row.items() if value and name not in known]
+        texts = [name for name in unread if isinstance(row[name], str | list | dict)]
+        choices = " or ".join(f"--map {field}={name}" for name in texts[:3])
+        message += f": name its column, such as {choices or f'--map {field}=COLUMN'}"
     return FieldError("missing_field", "", message)
 
 

@@ -303,4 +303,4 @@ def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["text", "output_text"]), st.text()), min_size=1))
 def test_text_parts_are_joined_whole(parts: list[tuple[str, str]]) -> None:
     content = read_content([{"type": kind, "text": text} for kind, text in parts], "response")
-    assert content == (None, "".join(text for _, text in parts), ())
+    assert content == (None, "".join(text for _, text in parts), (), "")

@@ -188,7 +188,8 @@ def test_a_map_decides(field: str, tmp_path: Path) -> None:
 HALF: list[tuple[Row, str]] = [
     ({"generations": [WHOLE], "answer": "5"}, r"no question of the shape OpenR1-Math .*--map"),
     ({"question": "1?", "deepseek_thinking_trajectory": "x", "solution": "1"}, "no respons.*--map"),
-    ({"problem": "1?", "solution": "So \\boxed{1}", "answer": "1"}, "no response"),
+    ({"problem": "1?", "solution": "So \\boxed{1}", "answer": "1"}, "no response .*fields are "
+     "problem, solution, answer: name its column, such as --map response=solution"),
     ({"custom_id": "1", "response": {"status_code": 200, "body": choices(says("1"))}},
      "no question .*--input FILE"),
 ]  # fmt: skip
@@ -239,7 +240,7 @@ def test_the_log_has_a_line_for_each_field(
         "shape: chat (1 row)",
         "  question: messages",
         "  response: messages",
-        "  thinking: beside the response",
+        "  thinking: parts of the message",
         "  answer: answer",
     ]
 
