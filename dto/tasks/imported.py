@@ -21,7 +21,7 @@ from dto.runs.stage import RENDERING, Group, always
 from dto.stages.pair import STAGE as PAIR
 from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
-from dto.tags import FOREIGN, ThinkTags, foreign_detail, think_tags
+from dto.tags import DEFAULT_TAGS, FOREIGN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, read_responses, rule_of
 from dto.tasks.load import NOT_NUMERIC
 from dto.text import split_thinking
@@ -99,18 +99,21 @@ async def imported(
     return await to_trajectory(response, ctx.tokenizer, ctx.recipe.model, ctx.grader)
 
 
-def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
-    problem_ids = {row.id for row in run.problems("train")}
-    tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), rule_of(ctx.recipe.problems)
-    sample = ctx.recipe.sample
-    rows = read_responses(
+def responses_of(recipe: Recipe, tags: ThinkTags = DEFAULT_TAGS) -> Iterator[Response | Dropped]:
+    """Read the responses that a recipe imports. Raises DtoError as `read_responses` does."""
+    sample, rule = recipe.sample, rule_of(recipe.problems)
+    return read_responses(
         str(sample.imported),
         tags=tags,
         rule=rule,
         columns=sample.map,
         batch_input=sample.batch_input,
     )
-    for row in rows:
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    problem_ids = {row.id for row in run.problems("train")}
+    for row in responses_of(ctx.recipe, think_tags(ctx.tokenizer, ctx.recipe.model)):
         if isinstance(row, Dropped):
             yield Group(row.id, (row,))
         else:

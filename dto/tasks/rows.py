@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -38,8 +39,9 @@ T = TypeVar("T")
 GENERATIONS, REWRITTEN = "generations", "tags"
 OPEN_THOUGHTS = ("<|begin_of_thought|>", "<|end_of_thought|>")
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
-_TRUE = ("true", "yes", "c", "correct", "right", "1")
-_FALSE = ("false", "no", "i", "incorrect", "wrong", "0")
+_TRUE = ("true", "yes", "c", "correct", "right")
+_FALSE = ("false", "no", "i", "incorrect", "wrong")
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "request.tools", "body.tools")
 
@@ -378,6 +380,8 @@ def _verdict(value: object) -> bool | None:
     if isinstance(value, int | float):
         return None if value != value else value >= 1
     word = str(value).strip().lower()
+    if _NUMBER.fullmatch(word):  # a cell of a table
+        return float(word) >= 1
     return True if word in _TRUE else False if word in _FALSE else None
 
 
@@ -400,8 +404,8 @@ def _missing(row: Row, shape: Shape, field: str) -> FieldError:
         known = {*shape.question, *shape.answer, *shape.correct, *_SYSTEM}
         unread = [name for name, value in row.items() if value and name not in known]
         texts = [name for name in unread if isinstance(row[name], str | list | dict)]
-        choices = " or ".join(f"--map {field}={name}" for name in texts[:3])
-        message += f": name its column, such as {choices or f'--map {field}=COLUMN'}"
+        choices = " or ".join(f"--map {field}={name}" for name in texts[:3] or ["COLUMN"])
+        message += f": name its column, such as {choices}"
     return FieldError("missing_field", "", message)
 
 

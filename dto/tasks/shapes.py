@@ -223,15 +223,21 @@ def shape_of(row: Row, columns: Columns) -> Shape:
 def with_columns(shape: Shape, columns: Columns) -> Shape:
     """Replace the paths of a shape's fields.
 
-    With another response, thinking and verdicts are no longer those of the shape.
+    A column has one use. With another response, thinking and verdicts are no longer those of the
+    shape.
     """
     if not columns:
         return shape
-    own: dict[str, Any] = {str(field): (path,) for field, path in columns.items()}
+    fields = ("question", "response", "thinking", "answer", "solution", "correct")
+    own: dict[str, Any] = {
+        field: tuple(path for path in getattr(shape, field) if path not in columns.values())
+        for field in fields
+    }
     if "response" in columns:
-        own = {"thinking": (), "correct": (), "further": (), "untagged": False} | own
+        own |= {"thinking": (), "correct": (), "further": (), "untagged": False}
     if "answer" in columns:
         own["solution"] = ()
+    own |= {str(field): (path,) for field, path in columns.items()}
     return replace(shape, **own)
 
 

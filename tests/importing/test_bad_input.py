@@ -22,8 +22,8 @@ from dto.tags import DEFAULT_TAGS
 from dto.tasks.imported import to_trajectory
 from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
 from dto.tasks.messages import read_content
-from dto.tasks.rows import read_row
-from dto.tasks.survey import WINDOW
+from dto.tasks.rows import read_row, read_sides
+from dto.tasks.survey import WINDOW, is_preference
 from dto.tasks.task import FieldError
 from tests.byte_level import byte_level
 from tests.importing.shapes import KNOWN, PROBLEMS, Row, openr1, rows_of, s1k, says, trl, user
@@ -183,6 +183,10 @@ async def test_a_verdict_that_we_do_not_share_is_kept(tmp_path: Path) -> None:
 
 
 VERDICTS: list[tuple[Row, list[bool | None]]] = [
+    ({"prompt": "1?", "completion": "1", "reward": "1.0"}, [True]),
+    ({"prompt": "1?", "completion": "1", "correct": "False"}, [False]),
+    ({"prompt": "1?", "completion": "1", "correct": "0"}, [False]),
+    ({"prompt": "1?", "completion": "1", "correct": {"by": "us"}}, [None]),
     ({"prompt": "1?", "completion": "1", "reward": 0.5}, [False]),
     ({"prompt": "1?", "completion": "1", "reward": 1.2}, [True]),
     ({"problem": "1?", "generations": ["1", "2"], "correctness_math_verify": [True, None]},
@@ -292,7 +296,8 @@ NAMES = ["messages", "conversations", "prompt", "question", "input", "response",
 @given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5))
 def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
     try:
-        read = read_row(row, DEFAULT_TAGS, {})
+        paired = is_preference(row, {})
+        read = (read_sides if paired else read_row)(row, DEFAULT_TAGS, {})
     except FieldError as error:
         assert error.reason and str(error)
     else:

@@ -185,6 +185,14 @@ def test_a_map_decides(field: str, tmp_path: Path) -> None:
     assert read.text == row[column]
 
 
+def test_a_mapped_column_has_one_use(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"question": "1?", "answer": WHOLE, "solution": "5"}])
+    (read,) = responses(source, columns={"response": "answer"})
+    assert (read.text, read.problem.answer) == (WHOLE, "5")
+    (read,) = responses(source, columns={"response": "answer", "answer": "answer"})
+    assert (read.text, read.problem.answer) == (WHOLE, WHOLE)
+
+
 HALF: list[tuple[Row, str]] = [
     ({"generations": [WHOLE], "answer": "5"}, r"no question of the shape OpenR1-Math .*--map"),
     ({"question": "1?", "deepseek_thinking_trajectory": "x", "solution": "1"}, "no respons.*--map"),
