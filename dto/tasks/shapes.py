@@ -228,13 +228,15 @@ def with_columns(shape: Shape, columns: Columns) -> Shape:
     """
     if not columns:
         return shape
+    if shape.exact and "response" in columns:
+        shape = COLUMNS
     fields = ("question", "response", "thinking", "answer", "solution", "correct")
     own: dict[str, Any] = {
         field: tuple(path for path in getattr(shape, field) if path not in columns.values())
         for field in fields
     }
     if "response" in columns:
-        own |= {"thinking": (), "correct": (), "further": (), "untagged": False}
+        own |= {"thinking": (), "correct": (), "further": ()}
     if "answer" in columns:
         own["solution"] = ()
     own |= {str(field): (path,) for field, path in columns.items()}
