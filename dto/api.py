@@ -9,13 +9,12 @@ instead, and sees no more than the level it set.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -39,8 +38,8 @@ from dto.runs.run import agree, refuse
 from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
 from dto.source import Source
-from dto.tags import DEFAULT_TAGS
-from dto.tasks.importing import holds_pairs
+from dto.tags import DEFAULT_TAGS, shown_tags
+from dto.tasks.importing import holds_pairs, json_line
 from dto.tasks.load import check_rule
 from dto.tasks.shapes import SIDES
 from dto.text import split_thinking
@@ -184,21 +183,26 @@ def import_recipe(
     changes: Mapping[str, Any] | None = None,
     recipe: str | Path | None = None,
     *,
-    paired: bool,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     origin: str = "changes",
 ) -> Recipe:
-    """Make the recipe of a run that begins with imported responses, or with pairs if `paired`.
+    """Make the recipe of a run that begins with the responses or the pairs of a source.
 
-    Without a `recipe` there are no dev and test problems, unless `changes` names their source.
+    `rows`: the rows of a source that is not written yet. Without a `recipe` there are no dev and
+    test problems, unless `changes` names their source. Raises DtoError as `holds_pairs` does.
     """
     changes = {**(changes or {}), "sample.imported": source, "model.name": model}
-    if paired:
-        changes["pair.data"] = "imported"
     if recipe is not None:
-        return load_recipe(recipe, changes)
-    held_out = {} if "problems.source" in changes else {"dev": 0, "test": 0}
-    data = {"name": Source.parse(source).stem, "problems": {"train": 0, **held_out}}
-    return make_recipe(data, changes, origin)
+        settings = load_recipe(recipe, changes)
+    else:
+        held_out = {} if "problems.source" in changes else {"dev": 0, "test": 0}
+        data = {"name": Source.parse(source).stem, "problems": {"train": 0, **held_out}}
+        settings = make_recipe(data, changes, origin)
+    sample, tags = settings.sample, shown_tags(settings.model)
+    if not holds_pairs(source, sample.map, sample.batch_input, tags=tags, rows=rows):
+        return settings
+    pair = settings.pair.model_copy(update={"data": "imported"})
+    return settings.model_copy(update={"pair": pair})
 
 
 def run(
@@ -415,8 +419,8 @@ def pairs_from(
     `dto.Run(out).dropped(stage)` lists them.
 
     Args:
-        rows: a .jsonl or .parquet file, a folder, a Hub dataset, or mappings. Columns are named as
-            `dto import` accepts them: question, response or messages, and answer (the gold answer).
+        rows: a file, a folder, a Hub dataset, or mappings, as `dto import` reads them
+            (docs/data.md); for other columns `changes={"sample.map": {"response": "attempt"}}`.
         model: the model that wrote the responses, as a Hub id or a folder.
         changes: settings by their dotted keys.
         data: which pairs are built (`pair.data`); None: as the recipe says.
@@ -430,20 +434,14 @@ def pairs_from(
     with _progress(), ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(TemporaryDirectory(prefix="dto-"))) / "pairs"
-        place, lines = Path(out), None
-        if isinstance(rows, str | Path):
-            source = str(rows)
-            paired = holds_pairs(source)
-        else:
-            mappings = [dict(row) for row in rows]
-            source = str(place / "imported.jsonl")
-            paired = bool(mappings) and all(mappings[0].get(side) is not None for side in SIDES)
-            lines = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in mappings)
-        settings = import_recipe(source, model, changes, recipe, paired=paired)
+        place, source, mappings = Path(out), str(rows), None
+        if not isinstance(rows, str | Path):
+            source, mappings = str(place / "imported.jsonl"), [dict(row) for row in rows]
+        settings = import_recipe(source, model, changes, recipe, rows=mappings)
         opened = open_run(place, settings)
         stack.callback(opened.close)
-        if lines is not None:
-            _write_once(Path(source), lines)
+        if mappings is not None:
+            _write_once(Path(source), "\n".join(map(json_line, mappings)))
         stages = needed(settings, "problems", "pair")
         run_stages(opened, stages, run_async, may_be_empty=True)
         made = Run(place)

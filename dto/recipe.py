@@ -23,7 +23,7 @@ from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import RULES
 from dto.sequential import MOST_BOUNDARIES, share, zone
-from dto.settings import UNSET, Count, Probability, SamplingSettings, Server
+from dto.settings import UNSET, Column, Count, Probability, SamplingSettings, Server, added
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
@@ -169,6 +169,8 @@ class SampleSettings(SamplingSettings):
     samples: Count = 4
     max_tokens: Count = 8192
     imported: str | None = None  # a file, folder or Hub id of existing responses
+    map: dict[Column, str] = added({})  # paths of columns, such as response: attempt
+    batch_input: str | None = UNSET  # the requests of an OpenAI batch; `imported` is its output
 
 
 class SegmentSettings(Settings):

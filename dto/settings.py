@@ -40,6 +40,7 @@ def added(default: Any) -> Any:
 
 
 UNSET = added(None)
+Column = Literal["question", "response", "thinking", "answer", "correct"]
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from textwrap import wrap
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import yaml
@@ -16,8 +16,10 @@ import yaml
 from dto.api import find_recipe
 from dto.cluster import Ray
 from dto.errors import RecipeError, RunConflictError
+from dto.extension import nearest
 from dto.recipe import Recipe
 from dto.runs.run import Consent, OpenRun, Stale, refuse
+from dto.settings import Column
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -50,6 +52,15 @@ Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a setting, as in sample.samples=8; repeatable."
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FIELD=COLUMN",
+        help="The column of question, response, thinking, answer or correct; repeatable.",
     ),
 ]
 
@@ -117,6 +128,22 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
             parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {change!r}: {value!r} is not a YAML value") from None
+    return parsed
+
+
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Parse `--map FIELD=COLUMN` options. Raises RecipeError for other forms and fields."""
+    parsed: dict[str, str] = {}
+    for column in columns:
+        field, equals, path = column.partition("=")
+        if not equals or not path.strip():
+            raise RecipeError(f"--map {column!r}: write it as field=column, as in response=attempt")
+        if field.strip() not in get_args(Column):
+            raise RecipeError(
+                f"--map {column!r}: there is no field {field.strip()!r}"
+                f"{nearest(field, get_args(Column))}: use {', '.join(get_args(Column))}"
+            )
+        parsed[field.strip()] = path.strip()
     return parsed
 
 

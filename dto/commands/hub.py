@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dto.commands import Changes, Out, RunPath, held
+from dto.commands import Changes, Columns, Out, RunPath, held
 from dto.commands.run import import_rows
 from dto.errors import DtoError
 from dto.pipeline import open_run
@@ -87,6 +87,7 @@ def pull(
     model: Annotated[
         str | None, typer.Option(help="For other datasets: the model whose tokenizer to use.")
     ] = None,
+    columns: Columns = None,
     changes: Changes = None,
 ) -> None:
     """Download a published run from the Hub.
@@ -107,9 +108,9 @@ def pull(
                 f"--revision: {name} is not a run of dto, and its rows are read at the newest "
                 "revision: leave --revision out"
             )
-        import_rows(name, model, out=out, changes=changes)
+        import_rows(name, model, columns=columns, out=out, changes=changes)
         return
-    if changes:
+    if changes or columns:
         raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
     place = out or Path("runs") / name.rpartition("/")[2]
     stages = pull_run(name, place, revision=revision, weights=weights)

@@ -337,7 +337,10 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str]:
     if imported:
         from dto.tasks.importing import imported_problems
 
-        rows = imported_problems(imported, small, recipe.seed)
+        sample = recipe.sample
+        rows = imported_problems(
+            imported, small, recipe.seed, columns=sample.map, batch_input=sample.batch_input
+        )
     else:
         rows = load_problems(small, recipe.seed)
     questions = [*islice((row.question for row in rows if isinstance(row, Problem)), most)]

@@ -14,6 +14,7 @@ from dto.commands import (
     Again,
     Changes,
     Code,
+    Columns,
     OnRay,
     Out,
     Overwrite,
@@ -24,6 +25,7 @@ from dto.commands import (
     held,
     on_ray,
     parse_changes,
+    parse_columns,
     read_target,
 )
 from dto.errors import DtoError, RecipeError
@@ -282,6 +284,11 @@ def import_rows(
     ],
     model: Annotated[str, typer.Option(help="The model whose tokenizer encodes them.")],
     recipe: Annotated[str | None, typer.Option(help="Recipe for the stages that follow.")] = None,
+    columns: Columns = None,
+    batch_input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="FILE", help="The input of an OpenAI batch output."),
+    ] = None,
     out: Out = None,
     recompute: Recompute = False,
     yes: Yes = False,
@@ -291,16 +298,21 @@ def import_rows(
 ) -> None:
     """Import responses or preference pairs.
 
+    The log tells the shape of the rows, and how each field was read. For other columns: --map
+    response=attempt --map thinking=trajectories[0] --map answer=meta.gold.
+
     Rows of prompt + response become trajectories, rows of chosen + rejected become pairs; the last
     lines say what was imported. Dev and test problems come from the recipe's problems.source.
     Continue with `dto run RUN`.
     """
     from dto.tasks import summary
-    from dto.tasks.importing import holds_pairs
 
-    settings = import_recipe(
-        source, model, parse_changes(changes), recipe, paired=holds_pairs(source), origin="--set"
-    )
+    parsed = parse_changes(changes)
+    if columns:
+        parsed["sample.map"] = parse_columns(columns)
+    if batch_input is not None:
+        parsed["sample.batch_input"] = batch_input
+    settings = import_recipe(source, model, parsed, recipe, origin="--set")
     ask = consent(recompute or overwrite, yes)
     place = out or Path("runs") / Source.parse(source).stem
     opened = open_run(

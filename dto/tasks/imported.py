@@ -101,8 +101,14 @@ async def imported(
 
 def responses_of(recipe: Recipe, tags: ThinkTags = DEFAULT_TAGS) -> Iterator[Response | Dropped]:
     """Read the responses that a recipe imports. Raises DtoError as `read_responses` does."""
-    rule = rule_of(recipe.problems)
-    return read_responses(str(recipe.sample.imported), tags=tags, rule=rule)
+    sample, rule = recipe.sample, rule_of(recipe.problems)
+    return read_responses(
+        str(sample.imported),
+        tags=tags,
+        rule=rule,
+        columns=sample.map,
+        batch_input=sample.batch_input,
+    )
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
@@ -114,11 +120,18 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
             yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, problem_ids))
 
 
+def _files(recipe: Recipe) -> tuple[str, ...]:
+    files = (recipe.sample.imported, recipe.sample.batch_input)
+    return tuple(file for file in files if file is not None)
+
+
 STAGE = replace(
     SAMPLE,
     reads=always(),
     settings=always(
         "sample.imported",
+        "sample.map.",
+        "sample.batch_input",
         "problems.rule",
         "problems.rule_settings",
         "problems.filter",
@@ -130,7 +143,7 @@ STAGE = replace(
     total=lambda run: None,
     needs="tokenizer",
     renders=True,
-    files=lambda recipe: (str(recipe.sample.imported),),
+    files=_files,
 )
 """The stage `sample` of a run with imported responses."""
 

@@ -5,6 +5,7 @@ Rows of chosen and rejected are two responses to one prompt each, for the stages
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,13 @@ from dto.grading.pool import row_rule
 from dto.records import Dropped, Problem
 from dto.source import Source
 from dto.tags import DEFAULT_TAGS, ThinkTags
+from dto.tasks.batches import batch_files, batch_rows
 from dto.tasks.files import Rows, read_source
 from dto.tasks.load import NOT_NUMERIC, check_rule, load_problems
-from dto.tasks.shapes import SIDES, read_row, read_sides
-from dto.tasks.task import FieldError
+from dto.tasks.rows import read_row, read_sides
+from dto.tasks.shapes import NO_COLUMNS, Columns
+from dto.tasks.survey import WINDOW, Readings, survey
+from dto.tasks.task import FieldError, Row
 
 if TYPE_CHECKING:
     from dto.recipe import ProblemSettings
@@ -48,18 +52,41 @@ class Response(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-def holds_pairs(source: str) -> bool:
-    """Whether the first row of a source has a chosen and a rejected response (TRL's columns)."""
-    rows = _rows(source)
-    first = next((row for row in rows if not isinstance(row, Dropped)), None)
-    return first is not None and all(first.get(side) is not None for side in SIDES)
+def holds_pairs(
+    source: str,
+    columns: Columns = NO_COLUMNS,
+    batch_input: str | None = None,
+    *,
+    tags: ThinkTags = DEFAULT_TAGS,
+    rows: Rows | None = None,
+) -> bool:
+    """Whether the first rows of a source are preferences: a chosen and a rejected response (TRL).
+
+    `rows`: the rows of a source that is not written yet. Raises DtoError where `survey` does, and
+    for a source that cannot be read.
+    """
+    where = source if rows is None else "the rows"
+    return survey(_rows(source, batch_input) if rows is None else rows, where, columns, tags)
 
 
-def _rows(source: str, *, verbose: bool = False) -> Rows:
+def json_line(row: Row) -> str:
+    """A row as JSON; half a surrogate pair, which no file can hold, is escaped."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row, default=str)
+    return line
+
+
+def _rows(source: str, batch_input: str | None = None, *, verbose: bool = False) -> Rows:
     """The rows to train on: of a dataset the splits that begin with `train`, if it has any.
 
-    With `verbose`, log the names of the other splits.
+    Of an OpenAI batch, the output with its requests. With `verbose`, log the names of the other
+    splits.
     """
+    if (files := batch_files(source, batch_input)) is not None:
+        return batch_rows(files)
     splits = read_source(Source.parse(source))
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
     others = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
@@ -69,44 +96,83 @@ def _rows(source: str, *, verbose: bool = False) -> Rows:
 
 
 def read_responses(
-    source: str, *, tags: ThinkTags = DEFAULT_TAGS, rule: str = "math", verbose: bool = False
+    source: str,
+    *,
+    tags: ThinkTags = DEFAULT_TAGS,
+    rule: str = "math",
+    columns: Columns = NO_COLUMNS,
+    batch_input: str | None = None,
+    verbose: bool = False,
 ) -> Iterator[Response | Dropped]:
     """Read the rows of a .jsonl or .parquet file, a folder or a Hub dataset, in order.
 
+    Each row is read by its own shape (`dto.tasks.shapes`); the paths in `columns` (`sample.map`)
+    replace those of its fields. With `verbose` the log has the shapes, and how each field was read.
     If a dataset has a split to train on, the others are not read, because they are test sets; with
     `verbose` the log names them. Thinking in a separate field is put between `tags`. Rows with the
-    same question and gold answer are samples of one problem, whose answers `rule` compares. A row
-    without a field, or with an empty one or the wrong type, is dropped with the reason
-    `missing_field`, `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, if its
-    two sides answer different questions, `two_questions`; a line that is not a JSON object as
-    `unreadable_row`. If the source `holds_pairs`, each row gives two responses, chosen and
-    rejected, or none.
+    same question and gold answer are samples of one problem, whose answers `rule` compares.
+
+    A row without a field, or with an empty one or the wrong type, is dropped with the reason
+    `missing_field`, `wrong_type`, `empty_question`, `empty_response`, `several_turns`,
+    `unequal_lists`, `several_golds` or, if its two sides answer different questions,
+    `two_questions`; one that repeats responses under another filter of lm-eval as `duplicate`; one
+    whose columns contradict each other beyond the first rows as `undecided`; a line that is not a
+    JSON object as `unreadable_row`. If the source `holds_pairs`, each row gives two responses,
+    chosen and rejected, or none.
 
     Raises:
-        DtoError: the source does not exist or cannot be read.
+        DtoError: the source does not exist or cannot be read, or a user has to decide how.
     """
     samples: Counter[str] = Counter()
-    pairs = holds_pairs(source)
-    rows = _rows(source, verbose=verbose)
+    variants: dict[str, str] = {}
+    readings, told = Readings(), list[str]()
+    pairs = holds_pairs(source, columns, batch_input, tags=tags)
+    rows = _rows(source, batch_input, verbose=verbose)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row
             continue
+        row_id, where = f"row/{number:08d}", f"{source}, row {number}"
         try:
-            question, texts, answer = (read_sides if pairs else read_row)(row, tags)
+            read = (read_sides if pairs else read_row)(row, tags, columns)
         except FieldError as error:
-            where = f"{source}, row {number}: {error}"
-            yield Dropped(f"row/{number:08d}", error.reason, where)
+            yield Dropped(row_id, error.reason, f"{where}: {error}")
             continue
-        problem_id = Problem.make_id(TASK, question, answer)
-        problem = Problem(problem_id, TASK, "train", question, answer, rule)
-        for text in texts:
-            yield Response(problem, samples[problem_id], text, whole=pairs)
+        first = variants.setdefault(read.fields["shape"], read.variant)
+        if read.variant != first:
+            detail = f"{where}: filter {read.variant} repeats the responses of filter {first}"
+            yield Dropped(row_id, "duplicate", detail)
+            continue
+        readings.add(row, read)
+        if verbose and number == WINDOW:
+            told = _tell(readings, told)
+        problem_id = Problem.make_id(TASK, read.question, read.answer)
+        problem = Problem(problem_id, TASK, "train", read.question, read.answer, rule)
+        for text, correct in zip(read.texts, read.correct, strict=True):
+            sample = samples[problem_id]
+            yield Response(problem, sample, text, pairs, correct, read.left_out)
             samples[problem_id] += 1
+    if verbose:
+        _tell(readings, told)
+
+
+def _tell(readings: Readings, told: Sequence[str]) -> list[str]:
+    """Log how rows were read, unless the log has it; return the lines."""
+    lines = list(readings.lines())
+    if lines != told:
+        for line in lines:
+            logger.info("%s", line)
+    return lines
 
 
 def imported_problems(
-    source: str, settings: ProblemSettings, seed: int
+    source: str,
+    settings: ProblemSettings,
+    seed: int,
+    *,
+    tags: ThinkTags = DEFAULT_TAGS,
+    columns: Columns = NO_COLUMNS,
+    batch_input: str | None = None,
 ) -> Iterator[Problem | Dropped]:
     """The questions of a source to train on, and the dev and test problems of the settings.
 
@@ -124,7 +190,10 @@ def imported_problems(
     reason = "it is empty"
     rule = rule_of(settings)
     check_rule(rule)
-    for row in read_responses(source, rule=rule, verbose=True):
+    rows = read_responses(
+        source, tags=tags, rule=rule, columns=columns, batch_input=batch_input, verbose=True
+    )
+    for row in rows:
         if isinstance(row, Dropped):
             reason = f"the last one is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in seen:

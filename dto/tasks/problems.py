@@ -15,6 +15,7 @@ from dto.records import Dropped, Problem
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always
 from dto.source import Source
+from dto.tags import shown_tags
 from dto.tasks import TASKS
 from dto.tasks.importing import imported_problems
 from dto.tasks.load import NEAR_DUPLICATE, load_problems
@@ -73,9 +74,16 @@ async def keep(problem: Problem, ctx: Context) -> Problem:
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     recipe = ctx.recipe
-    source = recipe.sample.imported
-    if source:
-        return _rows("problems", imported_problems(source, recipe.problems, recipe.seed))
+    if source := recipe.sample.imported:
+        rows = imported_problems(
+            source,
+            recipe.problems,
+            recipe.seed,
+            tags=shown_tags(recipe.model),
+            columns=recipe.sample.map,
+            batch_input=recipe.sample.batch_input,
+        )
+        return _rows("problems", rows)
     return _rows("problems", load_problems(recipe.problems, recipe.seed))
 
 
@@ -116,7 +124,8 @@ def _amount(recipe: Recipe) -> str:
 
 
 def _files(recipe: Recipe) -> tuple[str, ...]:
-    sources = (recipe.problems.source, recipe.problems.test_source, recipe.sample.imported)
+    problems, sample = recipe.problems, recipe.sample
+    sources = (problems.source, problems.test_source, sample.imported, sample.batch_input)
     return tuple(source for source in sources if source is not None)
 
 
@@ -126,7 +135,7 @@ STAGE = Stage(
     amount=_amount,
     record=Problem,
     reads=always(),
-    settings=always("problems.", "sample.imported"),
+    settings=always("problems.", "sample.imported", "sample.map.", "sample.batch_input"),
     groups=_groups,
     work=keep,
     needs="nothing",

@@ -1,156 +1,314 @@
-"""The shapes of imported rows: which field holds the question, the response and the gold answer."""
+"""The shapes of imported rows: which fields hold question, response, thinking and gold answer.
+
+A field is named by a path: `response.body.choices[].message.content`. `[0]` is one element of a
+list, `[]` all of them, `*` all values of a mapping, and `a + b` the texts of both. A column whose
+name is the whole path comes first. Paths of `sample.map` have the same form.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from dto.tags import KNOWN_TAGS, ThinkTags
+from dto.settings import Column
+from dto.tasks.messages import read_turns, role
 from dto.tasks.task import FieldError, Row
 
+Columns = Mapping[Column, str]
+"""The path of each field that a user names (`sample.map`)."""
+NO_COLUMNS: Columns = {}
 SIDES = ("chosen", "rejected")
 """The two responses of a row of preferences: samples 2k and 2k + 1 of their problem."""
 
-# Names of fields: the first that a row has is read. The first three may hold a list of chat
-# messages. A response without tags, beside a field of thinking, is the conclusion.
-CONVERSATION = ("messages", "conversations")
-QUESTION = ("prompt", "question", "problem", "instruction")
-RESPONSE = ("response", "completion", "output", "generation")
+CHAT = ("messages", "conversations")
+QUESTION = ("prompt", "question", "problem", "instruction", "query")
+RESPONSE = (
+    "response", "completion", "output", "generation", "model_output", "generated_text",
+    "conclusion", "content", "responses", "completions", "outputs", "generations",
+)  # fmt: skip
 THINKING = ("thinking", "reasoning_content", "reasoning")
-CONCLUSION = ("conclusion", "content")
-ANSWER = ("answer", "gold", "gold_answer", "ground_truth")
+ANSWER = (
+    "answer", "gold", "gold_answer", "ground_truth", "reference_answer", "expected_answer",
+    "correct_answer", "target", "reward_model.ground_truth[]",
+)  # fmt: skip
+SOLUTION = ("solution", "ground_truth_solution")
+CORRECT = ("correct", "is_correct", "correctness")
 
 
-def read_row(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
-    """(question, response with its tags, gold answer) of a row."""
-    chat = _first(row, CONVERSATION)
-    if chat is not None:
-        turns = _turns(chat)
-        reply = turns[-1]
-        if _role(reply) != "assistant":
-            raise FieldError("missing_field", "", "the last message is not the assistant's")
-        question = _question(turns[:-1])
-    else:
-        question_text = _prompt(row)
-        if question_text is None:
-            raise _missing("question", QUESTION, row)
-        question, reply = question_text, row
-    return _stripped(question), (_response(reply, tags),), _gold(row)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Where the fields of a published form of rows are: paths, the first with a value is read.
 
-
-def read_sides(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
-    """(question, chosen and rejected response, gold answer) of a row of preferences.
-
-    A side is text, or messages; messages before the last repeat the question, or replace the
-    prompt.
+    A row has this shape if each path of `needs` has a value. Of the fields in `asks`, several paths
+    with different values are an error. A path that is both question and response is a chat.
     """
-    prompt_text = _prompt(row)
-    questions = set() if prompt_text is None else {prompt_text.strip()}
-    replies = []
-    for side in SIDES:
-        response = row.get(side)
-        if response is None:
-            raise _missing(f"{side} response", (side,), row)
-        if isinstance(response, list):
-            turns = _turns(response)
-            if _role(turns[-1]) != "assistant":
-                raise FieldError("missing_field", "", f"{side}: the last message is not an answer")
-            if len(turns) > 1:
-                questions.add(_question(turns[:-1]).strip())
-            replies.append(_response(turns[-1], tags))
+
+    name: str
+    needs: tuple[str, ...] = ()
+    question: tuple[str, ...] = QUESTION
+    response: tuple[str, ...] = RESPONSE
+    thinking: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ANSWER
+    solution: tuple[str, ...] = SOLUTION
+    """Texts whose boxed answer, or number, is the gold answer where `answer` has none."""
+    correct: tuple[str, ...] = CORRECT
+    """Verdicts of the source: for each response, or for the only one."""
+    asks: tuple[str, ...] = ("answer",)
+    further: tuple[str, ...] = ()
+    """Responses of other models, which are not imported."""
+    variant: str = ""
+    """Rows with other values of this path repeat the responses of the first value's."""
+    untagged: bool = False
+    """The response is thinking without tags that ends in its final answer."""
+    exact: bool = False
+    """The row has no columns but those of `needs`."""
+
+
+_ASKED = ("messages", "input", "prompt")
+_ANSWERED = ("choices[].message", "choices[].text", "output")
+
+SHAPES: tuple[Shape, ...] = (
+    Shape(
+        name="OpenAI batch",
+        needs=("custom_id", "body.*", "response.body.*"),
+        question=tuple(f"body.{path}" for path in _ASKED),
+        response=tuple(f"response.body.{path}" for path in _ANSWERED),
+        answer=(*ANSWER, "body.metadata.answer"),
+    ),
+    Shape(
+        name="request log",
+        needs=("request.*", "response.*"),
+        question=tuple(f"request.{path}" for path in _ASKED),
+        response=tuple(f"response.{at}{path}" for at in ("", "body.") for path in _ANSWERED),
+        answer=(*ANSWER, "request.metadata.answer"),
+    ),
+    Shape(
+        name="chat completion",
+        needs=("choices",),
+        question=(*QUESTION, "messages"),
+        response=_ANSWERED[:2],
+    ),
+    Shape(
+        name="OpenR1-Math",
+        needs=("generations",),
+        response=("generations[]",),
+        correct=("correctness_math_verify[]", "correctness_llama[]", *CORRECT),
+    ),
+    Shape(
+        name="s1K-1.1",
+        needs=("deepseek_thinking_trajectory", "deepseek_attempt"),
+        response=("deepseek_attempt[]",),
+        thinking=("deepseek_thinking_trajectory[]",),
+        correct=("deepseek_grade",),
+        further=("gemini_attempt",),
+    ),
+    Shape(
+        name="s1K-1.1 of Gemini",
+        needs=("gemini_thinking_trajectory", "gemini_attempt"),
+        response=("gemini_attempt[]",),
+        thinking=("gemini_thinking_trajectory[]",),
+        correct=("gemini_grade",),
+    ),
+    Shape(
+        name="s1K",
+        needs=("thinking_trajectories", "attempt"),
+        response=("attempt[]",),
+        thinking=("thinking_trajectories[]",),
+    ),
+    Shape(
+        name="OpenThoughts metadata",
+        needs=("deepseek_reasoning", "deepseek_solution"),
+        response=("deepseek_solution",),
+        thinking=("deepseek_reasoning",),
+    ),
+    Shape(
+        name="inspect",
+        needs=("messages[0]", "output.choices"),
+        question=("input", "messages"),
+        response=("messages",),
+        answer=("target[]", *ANSWER),
+        correct=("scores.*.value",),
+        asks=(),
+    ),
+    Shape(
+        name="inspect",
+        needs=("input", "output.choices"),
+        question=("input",),
+        response=("output.choices[].message",),
+        answer=("target[]", *ANSWER),
+        correct=("scores.*.value",),
+        asks=(),
+    ),
+    Shape(
+        name="lm-eval",
+        needs=("doc", "resps"),
+        question=(*(f"doc.{name}" for name in QUESTION), "arguments.gen_args_0.arg_0",
+                  "arguments[0][0]"),
+        response=("resps[0][]",),
+        answer=("target", *(f"doc.{name}" for name in ANSWER)),
+        solution=("doc.solution",),
+        correct=("exact_match", "acc", *CORRECT),
+        asks=(),
+        variant="filter",
+    ),
+    Shape(
+        name="instruction and input",
+        needs=("instruction", "input", "output"),
+        question=("instruction + input",),
+        response=("output",),
+    ),
+    Shape(
+        name="input and output",
+        needs=("input", "output"),
+        question=("input", *QUESTION),
+        response=("output",),
+        asks=("question", "answer"),
+    ),
+    Shape(
+        name="verifiers",
+        needs=("prompt", "completion", "reward"),
+        question=("prompt",),
+        response=("completion",),
+        correct=("reward",),
+    ),
+    Shape(
+        name="OpenThoughts",
+        needs=("system", "conversations"),
+        question=("conversations",),
+        response=("conversations",),
+    ),
+    Shape(
+        name="chat",
+        needs=("messages",),
+        question=CHAT,
+        response=(*CHAT, *RESPONSE),
+        asks=("response", "answer"),
+    ),
+    Shape(
+        name="ShareGPT",
+        needs=("conversations",),
+        question=CHAT,
+        response=(*CHAT, *RESPONSE),
+        asks=("response", "answer"),
+    ),
+    Shape(
+        name="LIMO",
+        needs=("question", "solution", "answer"),
+        question=("question",),
+        response=("solution",),
+        solution=(),
+        untagged=True,
+        exact=True,
+    ),
+)  # fmt: skip
+"""The known shapes, most specific first."""
+COLUMNS = Shape(
+    name="columns",
+    question=(*QUESTION, *CHAT),
+    thinking=THINKING,
+    asks=("question", "response", "thinking", "answer"),
+)
+"""Rows of no known shape: the names of their columns tell what they hold."""
+PREFERENCES = Shape(name="preferences", needs=SIDES, response=SIDES, asks=COLUMNS.asks)
+
+
+def shape_of(row: Row, columns: Columns) -> Shape:
+    """The shape of a row; the paths in `columns` (`sample.map`) replace those of its fields."""
+    return with_columns(next((shape for shape in SHAPES if _has(row, shape)), COLUMNS), columns)
+
+
+def with_columns(shape: Shape, columns: Columns) -> Shape:
+    """Replace the paths of a shape's fields.
+
+    A column has one use. With another response, thinking and verdicts are no longer those of the
+    shape.
+    """
+    if not columns:
+        return shape
+    if shape.exact and "response" in columns:
+        shape = COLUMNS
+    fields = ("question", "response", "thinking", "answer", "solution", "correct")
+    own: dict[str, Any] = {
+        field: tuple(path for path in getattr(shape, field) if path not in columns.values())
+        for field in fields
+    }
+    if "response" in columns:
+        own |= {"thinking": (), "correct": (), "further": ()}
+    if "answer" in columns:
+        own["solution"] = ()
+    own |= {str(field): (path,) for field, path in columns.items()}
+    return replace(shape, **own)
+
+
+def _has(row: Row, shape: Shape) -> bool:
+    if not all(find(row, path) is not None for path in shape.needs):
+        return False
+    if shape.exact and not {name for name in row if row[name] is not None} <= {*shape.needs}:
+        return False
+    chat = find(row, shape.needs[0]) if shape.needs[0] in shape.response else None
+    last = chat[-1] if isinstance(chat, list) and chat else None
+    asks_only = isinstance(last, Mapping) and role(last) == "user"
+    return not asks_only  # then the response is in another column
+
+
+_STEP = re.compile(r"\[(\d*)\]|([^.\[\]]+)")
+
+
+def find(row: Row, path: str) -> Any:
+    """The value at a path; None where there is none, and for NaN. `[]` and `*` make it a list."""
+    if " + " in path and path not in row:
+        parts = [find(row, part) for part in path.split(" + ")]
+        texts = [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+        return "\n\n".join(texts) or None
+    if path in row:
+        return _value(row[path])
+    return _follow(row, _steps(path))
+
+
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[tuple[str | None, str | None], ...]:
+    """Index and name of each step of a path; one of them is None or, for `[]`, empty."""
+    return tuple((match[1], match[2]) for match in _STEP.finditer(path))
+
+
+def _follow(value: Any, steps: Sequence[tuple[str | None, str | None]]) -> Any:
+    for place, (index, name) in enumerate(steps):
+        if value is None:
+            return None
+        rest = steps[place + 1 :]
+        if name == "*" or (name is None and not index):
+            if name and not isinstance(value, Mapping):
+                return None
+            many = value.values() if name else value
+            if isinstance(many, str | Mapping) or not hasattr(many, "__iter__"):
+                many = [many]
+            found = [_follow(each, rest) for each in many]
+            return found or None
+        if name is not None:
+            value = value.get(name) if isinstance(value, Mapping) else None
         else:
-            replies.append(_response({RESPONSE[0]: response}, tags))
-    if not questions:
-        raise _missing("question", QUESTION, row)
-    if len(questions) > 1:
-        raise FieldError("two_questions", "", "prompt, chosen and rejected do not ask the same")
-    return _stripped(questions.pop()), tuple(replies), _gold(row)
+            at = int(index or 0)
+            value = value[at] if isinstance(value, list) and at < len(value) else None
+    return _value(value)
 
 
-def _prompt(row: Row) -> str | None:
-    prompt = _first(row, QUESTION)
-    if prompt is None:
-        return None
-    return _question(_turns(prompt)) if isinstance(prompt, list) else _text(prompt, "question")
+def _value(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
 
 
-def _stripped(question: str) -> str:
-    if not question.strip():
-        raise FieldError("empty_question", "", "the question is empty")
-    return question.strip()
+def is_path(path: str) -> bool:
+    """Whether a text has the form of a path."""
+    return all(re.fullmatch(r"[^.\[\]]+(\[\d*\])*(\.[^.\[\]]+(\[\d*\])*)*", part.strip())
+               for part in path.split(" + "))  # fmt: skip
 
 
-def _gold(row: Row) -> str:
-    gold = _first(row, ANSWER)
-    return "" if gold is None else _text(gold, "answer").strip()
-
-
-def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
-    content = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
-    if isinstance(content, list):
-        turns = _turns(content)
-        if len(turns) != 1:
-            raise FieldError("several_turns", "", f"the response has {len(turns)} messages")
-        return _response(turns[0], tags)
-    thinking = _first(reply, THINKING)
-    if content is None and thinking is None:
-        raise _missing("response", (*RESPONSE, *THINKING), reply)
-    text = "" if content is None else _text(content, "response")
-    if thinking is not None and tags.close not in text:
-        thought = _text(thinking, "thinking")
-        thought = thought.lstrip().removeprefix(tags.open).lstrip("\n")
-        if text.strip() and tags.close not in thought:
-            thought += f"\n{tags.close}\n\n"
-        text = f"{tags.open}\n{thought}{text}"
-    if _is_empty(text, tags):
-        raise FieldError("empty_response", "", "the response is empty")
-    return text
-
-
-def _is_empty(text: str, tags: ThinkTags) -> bool:
-    """Whether a response is empty but for tags, of its model or another."""
-    for pair in ((tags.open, tags.close), *KNOWN_TAGS):
-        if not text.replace(pair[1], "").replace(pair[0], "").strip():
-            return True
-    return False
-
-
-def _turns(chat: object) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
-        detail = f"messages are {type(chat).__name__}, not a list of messages"
-        raise FieldError("wrong_type", "", detail)
-    if not chat:
-        raise FieldError("missing_field", "", "the list of messages is empty")
-    return chat
-
-
-def _question(turns: Sequence[Mapping[str, Any]]) -> str:
-    others = [turn for turn in turns if _role(turn) != "system"]
-    if len(others) != 1 or _role(others[0]) != "user":
-        detail = "there is not exactly one question before the response"
-        raise FieldError("several_turns", "", detail)
-    content = _first(others[0], ("content", "value"))
-    return _text("" if content is None else content, "question")
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    role = str(_first(turn, ("role", "from")))
-    return {"human": "user", "gpt": "assistant"}.get(role, role)
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _text(value: object, field: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise FieldError("wrong_type", "", f"the {field} is {type(value).__name__}, not text")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)
-
-
-def _missing(field: str, names: Sequence[str], row: Mapping[str, Any]) -> FieldError:
-    fields = ", ".join(map(str, row))
-    message = f"no {field} ({', '.join(names)}); its fields are {fields}"
-    return FieldError("missing_field", "", message)
+def whole_chat(value: object, shape: Shape, path: str) -> bool:
+    """Whether the messages at a path of the response are a chat that begins with the question."""
+    if path not in shape.question or not (isinstance(value, list) or path in CHAT):
+        return False
+    if role(read_turns(value)[-1]) != "assistant":
+        raise FieldError("missing_field", "", "the last message is not the assistant's")
+    return True

@@ -26,7 +26,7 @@ from dto.records import Dropped, Problem, Trajectory, content_id
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
-from dto.tags import DEFAULT_TAGS
+from dto.tags import DEFAULT_TAGS, shown_tags
 from dto.tasks.imported import responses_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Summary:
     """The figures of an import.
 
     `rows` were read, and gave `responses`. `unclosed` never close their thinking, `no_thinking`
-    have none. `left_out` counts rows by the part of them that was not imported. `duplicates` repeat
+    have none. `left_out` counts rows by the part of them that was not imported, or `tags` rewritten. `duplicates` repeat
     question and text of another response. `tokens` are the median, the 90th percentile and the
     most; `long` responses exceed, with their prompts, the model's `context` (0: unknown). `tag` is
     what most of the unclosed responses begin with. `digest` is that of the stage sample.
@@ -125,8 +125,15 @@ class Summary:
             if count:
                 yield f"{label:16} {count:,}{notes.get(label, '')}"
         if self.left_out:
-            parts = (f"{part} of {count:,} rows" for part, count in self.left_out.items())
-            yield f"left out         {', '.join(parts).replace('_', ' ')}"
+            parts = (
+                f"{part.replace('_', ' ')} of {count:,} rows"
+                for part, count in self.left_out.items()
+                if part != "tags"
+            )
+            if text := ", ".join(parts):
+                yield f"left out         {text}"
+            if rewritten := self.left_out.get("tags"):
+                yield f"tags rewritten   {rewritten:,} rows"
         for reason, rows in self.dropped.items():
             yield f"dropped          {rows.count:,} {reason}: {rows.example}"
         if (verdicts := self.agreement) is not None:
@@ -185,7 +192,7 @@ def write(run: RunReader) -> Summary:
 
     Raises DtoError if the source cannot be read any more.
     """
-    summary = summarize(run, responses_of(run.recipe))
+    summary = summarize(run, responses_of(run.recipe, shown_tags(run.recipe.model)))
     text = json.dumps(asdict(summary), ensure_ascii=False, indent=2)
     with disk_errors(run.path):
         manifest.write_text(run.path / FILE, text + "\n")

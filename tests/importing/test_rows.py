@@ -52,6 +52,10 @@ READABLE: list[tuple[str, Mapping[str, Any]]] = [
         "content": "It is \\boxed{5}."}]}),
     ("from and value", {"conversations": [{"from": "human", "value": "2 + 3?"},
                                           {"from": "gpt", "value": WHOLE}]}),
+    ("lists of from and value", {"conversations": {"from": ["human", "gpt"],
+                                                   "value": ["2 + 3?", WHOLE]}}),
+    ("messages as JSON", {"messages": json.dumps([ASKED, {"role": "assistant",
+                                                          "content": WHOLE}])}),
     ("messages in the columns", {"prompt": [ASKED],
                                  "completion": [{"role": "assistant", "content": WHOLE}]}),
 ]  # fmt: skip
@@ -89,7 +93,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "2 + 3?"}, "missing_field"),
     ({"prompt": "2 + 3?", "response": None}, "missing_field"),
     ({"prompt": None, "response": WHOLE}, "missing_field"),
-    ({"prompt": 5.5, "response": ["x"]}, "wrong_type"),
+    ({"prompt": 5.5, "response": [["x"]]}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": {"text": WHOLE}}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": True}, "wrong_type"),
     ({"prompt": "2 + 3?", "response": WHOLE, "answer": [5]}, "wrong_type"),
@@ -156,7 +160,7 @@ def test_rows_of_one_question_are_its_samples(tmp_path: Path) -> None:
 
 def test_parquet_and_other_field_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    columns = {"instruction": ["2 + 3?"], "completion": [WHOLE], "output": ["x"]}
+    columns = {"instruction": ["2 + 3?"], "completion": [WHOLE], "source": ["x"]}
     polars.DataFrame(columns).write_parquet(path)
     (response,) = read_responses(str(path))
     assert isinstance(response, Response)
@@ -181,7 +185,7 @@ async def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
 
 
 async def test_real_traces_import_and_segment() -> None:
-    shared = Path(__file__).parents[1] / "../shared/data"
+    shared = Path(__file__).parents[2] / "../shared/data"
     if not shared.is_dir():
         pytest.skip("the shared traces are not there")
     tokenizer = byte_level()
