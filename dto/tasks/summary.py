@@ -77,10 +77,11 @@ class Summary:
     """The figures of an import.
 
     `rows` were read, and gave `responses`. `unclosed` never close their thinking, `no_thinking`
-    have none. `left_out` counts rows by the part of them that was not imported, or `tags` rewritten. `duplicates` repeat
-    question and text of another response. `tokens` are the median, the 90th percentile and the
-    most; `long` responses exceed, with their prompts, the model's `context` (0: unknown). `tag` is
-    what most of the unclosed responses begin with. `digest` is that of the stage sample.
+    have none. `left_out` counts rows by the part of them that was not imported, or by `tags` that
+    were rewritten. `duplicates` repeat question and text of another response. `tokens` are the
+    median, the 90th percentile and the most; `long` responses exceed, with their prompts, the
+    model's `context` (0: unknown). `tag` is what most of the unclosed responses begin with.
+    `digest` is that of the stage sample.
     """
 
     source: str
