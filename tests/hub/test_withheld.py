@@ -214,6 +214,7 @@ def test_responses_to_questions_that_are_withheld_are_withheld_too(
     assert "published without the test questions" in str(show(view))
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"), recompute=agree)
     again = publish(back, NAME).uploaded
+    back.close()
     assert again is not None and not again.changed
     publish(other, NAME, test_sets=True)
     assert published(hub)["evaluate/rows.parquet"] == path.read_bytes()
