@@ -87,7 +87,10 @@ def _tokenizer(name: str, revision: str | None) -> Tokenizer | None:
             return None
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, FILE, revision=revision)
+        try:
+            cached = try_to_load_from_cache(name, FILE, revision=revision)
+        except ValueError:  # the name of a folder that is not here, not of a repository
+            return None
         if not isinstance(cached, str):
             return None
         file = Path(cached)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 import dto
 from dto import tables
 from dto.errors import DtoError
 from dto.pipeline import STAGES
+from dto.recipe import resolve
 from dto.records import (
     Dropped,
     EvaluationRow,
@@ -63,6 +67,29 @@ def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
         assert (view.optimized is None) == (view.trajectory.sample == 1) == (not view.pairs)
         assert view.optimized is None or view.optimized.trajectory_id == own
         assert view.threshold == 0.75
+
+
+def test_a_prompt_is_shown_as_it_was_sent(run: Path) -> None:
+    nano = Tokenizer.from_file(str(Path(resolve("nano")) / "tokenizer.json"))
+    prompt = "<|im_start|>user\n½ of 4?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    ids = tuple(nano.encode(prompt, add_special_tokens=False).ids)
+    path = run / "sample/rows.parquet"
+    rows = [replace(row, prompt_ids=ids) for row in tables.read(path, Trajectory)]
+    tables.write(path, Trajectory, rows)
+    for recipe, text, setting in (
+        ("model: {name: nano}\nsample: {temperature: 0.25}\n", prompt, ("temperature", "0.25")),
+        ("model: {name: no/where}\n", "", ("model", "generated")),
+        ("model: {name: ./missing}\n", "", ("temperature", "0.6")),
+    ):
+        (run / "recipe.yaml").write_text(f"name: generated\n{recipe}")
+        for view in RunTables(run).trajectories():
+            request = view.request
+            assert request is not None and request.tokens == len(ids)
+            assert "".join(piece for piece, _ in request.pieces) == text
+            assert [piece for piece, special in request.pieces if special] == re.findall(
+                r"<\|im_\w+\|>", text
+            )
+            assert setting in request.settings and (not text) == bool(request.missing)
 
 
 def test_token_ids_are_counted_and_not_read(run: Path) -> None:

@@ -18,13 +18,7 @@ from rich.console import Console
 import dto
 from dto import tables
 from dto.errors import DtoError
-from dto.records import (
-    EvaluationRow,
-    OptimizedTrajectory,
-    PreferencePair,
-    Span,
-    Trajectory,
-)
+from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Span, Trajectory
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.render import show
 from tests.viewer.generated import HOSTILE, write
@@ -69,6 +63,17 @@ def test_a_notebook_shows_all_there_is(view: TrajectoryView) -> None:
                  "chosen in the pair", "rejected in the pair", "attention FLOPs"):  # fmt: skip
         assert text in html
     assert "<script" not in html
+
+
+def test_a_notebook_renders_formulas_and_a_terminal_shows_their_source(
+    view: TrajectoryView,
+) -> None:
+    text = "So \\(x = \\frac{1}{2}\\), **hence**\n\n\\[ \\sqrt{2} \\]\n\nit costs $5."
+    row = replace(view.trajectory, text=text, thinking=Span(0, len(text)), conclusion=Span(0, 0))
+    display = show(replace(view, trajectory=row, segments=(), optimized=None, pairs=()))
+    html = display._repr_html_().partition("</style>")[2]
+    assert html.count("<math") == 2 and "<mfrac>" in html and "<b>" in html
+    assert "".join(f"  {line}\n" for line in text.split("\n")) in str(display)
 
 
 def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -> None:

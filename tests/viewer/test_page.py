@@ -158,6 +158,27 @@ def test_the_command_writes_and_opens(
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_a_run_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target, code, said in (
+        ("quickstart", 1, "no run runs/quickstart yet: start it with `dto run quickstart`"),
+        ("quikstart", 1, "did you mean 'quickstart'?"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["dto", "view", target, "--no-open"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code and said in capsys.readouterr().err
+    write(tmp_path / "runs/quickstart", 1, samples=1, segments=3, sentences=1)
+    for target in ("quickstart", "quickstart.yaml", "runs/quickstart"):
+        (tmp_path / "runs/quickstart/view.html").unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "argv", ["dto", "view", target, "--no-open"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0 and (tmp_path / "runs/quickstart/view.html").is_file()
+
+
 def test_a_run_without_rows_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
