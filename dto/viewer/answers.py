@@ -7,6 +7,7 @@ from itertools import groupby
 
 from dto.records import EvaluationRow, Trial
 from dto.viewer.data import AnswersView, BatchView, ChainView
+from dto.viewer.markup import answer_text
 from dto.viewer.nodes import (
     LONG,
     Element,
@@ -87,7 +88,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
         el(
             "div.line",
             grade(row.grade),
-            el("bdi.answer", run_text(row.answer)) if row.answer else None,
+            el("bdi.answer", answer_text(row.answer)) if row.answer else None,
             _gained(plain, row),
             el("span.count", REASONS.get(row.exit_reason, row.exit_reason)),
         ),
@@ -116,7 +117,7 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         "tr.leave" if is_exit else "tr",
         el("td.number", f"{trial.position:,}"),
         el("td.confidence", _bar(trial), " ", decimal(trial.confidence)),
-        el("td", grade_sign(trial.grade), " ", el("bdi", run_text(trial.answer))),
+        el("td", grade_sign(trial.grade), " ", el("bdi", answer_text(trial.answer))),
         el("td.fate", label if is_exit else ""),
     )
 
@@ -271,7 +272,7 @@ def chain_node(view: ChainView) -> Element:
     """Build the tree of a chain as the judge reads it, with the judge's options."""
     chain, labelled = view.chain, view.labelled
     facts: list[tuple[str, Node | list[Node]]] = [
-        ("answer", [grade(chain.grade), " ", el("bdi", run_text(chain.answer))]),
+        ("answer", [grade(chain.grade), " ", el("bdi", answer_text(chain.answer))]),
         ("prompt", [f"{view.prompt_size}, question {chain.number}"]),
         ("tokens", [f"{chain.tokens:,}, for the judge {chain.length:,}"]),
         ("label", [view.outcome.replace("_", " ")]),
