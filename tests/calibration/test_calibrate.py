@@ -47,7 +47,7 @@ def test_the_cheapest_certified_exit_is_picked() -> None:
     assert result.held_out.gain.value == pytest.approx(0.1, abs=0.06)
     assert result.held_out.tokens.value == 20 + 5 + 2 * 2 + 2
     assert result.base.tokens.value == 110
-    assert "with probability ≥ 0.9" in str(result)
+    assert "loss of accuracy ≤ 2 points with probability ≥ 90 %" in str(result)
 
 
 def test_a_larger_loss_admits_a_cheaper_exit() -> None:
