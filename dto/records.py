@@ -61,6 +61,9 @@ class Span(NamedTuple):
         return self.end - self.start
 
 
+NOWHERE = Span(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A question with its gold answer: mathematics, a letter, or JSON with tests for a program.
@@ -248,7 +251,8 @@ class Trial:
 
     `position` counts response tokens before the trial. `confidence` is in [0, 1]. `tokens` counts
     the tokens generated for the trial. With `grade`, other thresholds can be evaluated without
-    new samples.
+    new samples. `token_ids` follow the inducer, and `text` begins at its box; of several inducers,
+    those of the answer that counts. `char` is the trial's offset in the row's text.
     """
 
     position: int
@@ -256,6 +260,9 @@ class Trial:
     answer: str
     grade: Grade
     tokens: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    char: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +276,11 @@ class EvaluationRow:
     `closed` (the model closed its thinking), `unclosed` (it ended inside its thinking), `length`,
     `failed`, or `zero_division` (DEER's mode compat). `would_leave` is the index of the trial at
     which the policy leaves, or would have left in shadow mode; -1 if there is none.
+
+    `token_ids` is the context after the prompt, with the text that an exit inserted: its span over
+    the ids, `inserted_tokens`, begins where the thinking ends. `text` decodes `token_ids`, and
+    `thinking`, `inserted` and `conclusion` (what was graded) are character spans over it. All are
+    empty if `evaluate.keep_answers` is off, and in tables of earlier versions.
     """
 
     id: str  # model / exit / problem id / sample
@@ -290,6 +302,12 @@ class EvaluationRow:
     trials: tuple[Trial, ...] = ()
     would_leave: int = -1
     model_flops: float = nan  # as `dto.usage` counts them; nan in tables of earlier versions
+    token_ids: tuple[int, ...] = ()
+    inserted_tokens: Span = NOWHERE
+    text: str = ""
+    thinking: Span = NOWHERE
+    inserted: Span = NOWHERE
+    conclusion: Span = NOWHERE
 
     @staticmethod
     def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:

@@ -18,15 +18,7 @@ from typing import TYPE_CHECKING
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.protocols import Completion, Sampling
-from dto.records import (
-    Decision,
-    FinishReason,
-    Grade,
-    Problem,
-    Segment,
-    Trajectory,
-    derive,
-)
+from dto.records import Decision, FinishReason, Grade, Problem, Segment, Trajectory, derive
 from dto.sequential import SequentialTest
 from dto.text import closing_brace
 
@@ -146,20 +138,11 @@ async def _until_closed(
         if left < 1:
             return replace(whole, finish_reason="length")
         rounds += 1
-        seed = (
-            sampling.seed
-            if engine.capabilities.resumable
-            else derive(sampling.seed, "", "brace", rounds)
-        )
-        (more,) = await engine.complete(
-            (*prompt, *whole.token_ids),
-            replace(
-                sampling,
-                max_tokens=left,
-                seed=seed,
-                written=sampling.written + len(whole.token_ids),
-            ),
-        )
+        seed, written = sampling.seed, sampling.written + len(whole.token_ids)
+        if not engine.capabilities.resumable:
+            seed = derive(seed, "", "brace", rounds)
+        drawn = replace(sampling, max_tokens=left, seed=seed, written=written)
+        (more,) = await engine.complete((*prompt, *whole.token_ids), drawn)
         whole = replace(
             more,
             token_ids=whole.token_ids + more.token_ids,

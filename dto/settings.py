@@ -328,6 +328,7 @@ class EvaluateSettings(SamplingSettings):
     limit: Count | None = None  # maximum problems per task; None: all
     engine: Literal["transformers", "vllm"] | None = UNSET  # of all models; None: model.engine
     server: Server | None = UNSET  # of the trained model, if model.engine is openai
+    keep_answers: bool = added(True)  # keep ids and texts of responses and trials in the table
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:

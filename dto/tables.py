@@ -161,14 +161,14 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
 def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
     """Read rows in the order of their ids, one row group in memory at a time.
 
-    List columns named in `without` are not read and come back empty. A column missing from a table
-    of an earlier version gets the field's default, if it has one. Raises DtoError for a missing
-    file, and for a file that lacks other columns of the record.
+    Columns named in `without` are not read: they get the field's default, or an empty list. So does
+    a column missing from a table of an earlier version, if the field has a default. Raises DtoError
+    for a missing file, and for a file that lacks other columns of the record.
     """
     with check(path, record) as file:
         present = set(file.schema_arrow.names).difference(without)
         names = [name for name in schema(record).names if name in present]
-        empty_lists = dict.fromkeys(without, ())
+        empty_lists = dict.fromkeys(set(without).intersection(_required(record)), ())
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
                 row |= empty_lists

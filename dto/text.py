@@ -102,10 +102,7 @@ def tag_token(tokenizer: PreTrainedTokenizerBase, tag: str) -> int | None:
 
 
 def without_quoted_tags(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[int],
-    text: str,
-    tags: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str, tags: Sequence[str]
 ) -> str:
     """Blank out quoted tags in `text`, the decoding of `ids`; the length stays the same.
 

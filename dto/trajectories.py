@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dto.prompts import render, render_chat
 from dto.protocols import Completion, Graded, Grader, Message
 from dto.records import Dropped, Problem, Span, Trajectory
-from dto.tags import (
-    DEFAULT_TAGS,
-    FOREIGN,
-    ThinkTags,
-    foreign_detail,
-)
+from dto.tags import DEFAULT_TAGS, FOREIGN, ThinkTags, foreign_detail
 from dto.text import (
     ThinkingSplit,
     char_ends,

@@ -86,8 +86,9 @@ class Replay:
     def row(self, exit: ExitPolicy) -> EvaluationRow:
         """The row that `evaluate` would write for this problem and sample under `exit`.
 
-        Exact for exits that `check` accepts: always if greedy, and at T > 0 if the tokens of the
-        live main path do not depend on pauses.
+        It has the ids of the response, and those of the trials where the trace has them, but no
+        text, which takes the tokenizer. Exact for exits that `check` accepts: always if greedy, and
+        at T > 0 if the tokens of the live main path do not depend on pauses.
         """
         response, graded = self._leave(exit)
         trace = self.trace
@@ -147,7 +148,9 @@ class Replay:
                 if said.logprobs
                 else 0.0
             )
-            trial = Trial(position, known, said.answer, said.grade, len(said.ends))
+            trial = Trial(
+                position, known, said.answer, said.grade, len(said.ends), said.token_ids, said.text
+            )
             self._tried[key] = TrialResult(trial, said.error)
         return self._tried[key]
 

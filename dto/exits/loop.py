@@ -146,7 +146,8 @@ async def ask(
 
 def trial_result(position: int, sure: float, answer: Answer) -> TrialResult:
     """The record of a trial after `position` response tokens."""
-    trial = Trial(position, sure, answer.answer, answer.grade, len(answer.token_ids))
+    ids = answer.token_ids
+    trial = Trial(position, sure, answer.answer, answer.grade, len(ids), ids, answer.text)
     return TrialResult(trial, answer.reason if answer.finish_reason == "failed" else "")
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from dto.context import Context
 from dto.exits.monitor import kept_tokens
 from dto.protocols import Chunk, Completion, Sampling
-from dto.records import FinishReason, Trial, derive
+from dto.records import FinishReason, Span, Trial, derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
-from dto.trajectories import closes_thinking, read_response
+from dto.trajectories import Reading, closes_thinking, read_response
 from dto.usage import ModelShape, attention_flops, forward_flops
 
 BROKEN = "\ufffd"  # decoded in place of a character whose tokens are not all there
@@ -29,7 +29,7 @@ TAIL_TOKENS = 64  # enough for a tag or a cue with its openers, in any tokenizat
 class ExitedResponse:
     """A response under an exit policy, with every token that was generated for it.
 
-    The user gets `leading_ids + thinking_ids + inserted_ids + answer_ids`. `leading_ids` is a
+    The user gets `token_ids`, which are `leading_ids` to `answer_ids`. `leading_ids` is a
     `<think>` that the model wrote itself. `inserted_ids` is the text that closes the thinking at an
     exit; it is read, not generated. `answer_ids` is the rest, including the model's own `</think>`
     and EOS. `withdrawn` counts tokens of the main path that an exit removed again: the cue or white
@@ -65,6 +65,17 @@ class ExitedResponse:
         return self.finish_reason == "stop" and self.exit_reason not in ("length", "unclosed")
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Everything in the context after the prompt."""
+        return self.leading_ids + self.thinking_ids + self.inserted_ids + self.answer_ids
+
+    @property
+    def inserted_tokens(self) -> Span:
+        """The inserted text's span of `token_ids`, from the end of the thinking on."""
+        start = len(self.leading_ids) + len(self.thinking_ids)
+        return Span(start, start + len(self.inserted_ids))
+
+    @property
     def answer_tokens(self) -> int:
         """Generated tokens of the response that are not thinking."""
         return len(self.leading_ids) + len(self.answer_ids)
@@ -88,8 +99,8 @@ class ExitedResponse:
         A trial reads its prefix from the cache. Its inducer and its tokens are new; the inducer
         counts with its length before the join.
         """
-        cut = self.prompt_tokens + len(self.leading_ids) + len(self.thinking_ids)
-        yield 0, cut + len(self.inserted_ids) + len(self.answer_ids)
+        cut, closed = (self.prompt_tokens + end for end in self.inserted_tokens)
+        yield 0, closed + len(self.answer_ids)
         yield cut, cut + self.withdrawn
         for trial in self.trials:
             start = self.prompt_tokens + trial.position
@@ -225,18 +236,17 @@ class ResponsePath:
         """End the path with the error of a request."""
         self.finish, self.error = "failed", error or "the engine gave no reason"
 
+    async def _read(self, ids: Sequence[int], ended: bool) -> Reading:
+        prompt, tags = self.prompt_ids, self.tags
+        return await asyncio.to_thread(
+            read_response, self.tokenizer, prompt, ids, tags, ended=ended
+        )
+
     async def finished(self) -> ExitedResponse:
         """Let the model continue to its own end."""
         while self.finish is None:
             await self.advance()
-        reading = await asyncio.to_thread(
-            read_response,
-            self.tokenizer,
-            self.prompt_ids,
-            self.ids,
-            self.tags,
-            ended=self.finish == "stop",
-        )
+        reading = await self._read(self.ids, ended=self.finish == "stop")
         span = reading.thinking_tokens
         if reading.foreign is not None and self.finish != "failed":
             self.fail(f"{FOREIGN}: {foreign_detail(self.tags, reading.foreign)}")
@@ -275,34 +285,25 @@ class ResponsePath:
         if close is None:
             close = self.ctx.text("early_close")
         prefix = self.prefix(self.whole(cut))
-        joined = self.ctx.join(prefix, close, fixed=len(self.prompt_ids))
-        kept = prefix[len(self.prompt_ids) : joined.kept]
-        reading = await asyncio.to_thread(
-            read_response, self.tokenizer, self.prompt_ids, kept, self.tags, ended=False
-        )
-        start = reading.thinking_tokens.start
+        start = len(self.prompt_ids)
+        joined = self.ctx.join(prefix, close, fixed=start)
+        kept = prefix[start : joined.kept]
+        leading = (await self._read(kept, ended=False)).thinking_tokens.start
         prefix = (*prefix[: joined.kept], *joined.inserted)
         room = min(self.sampling.max_tokens - cut, self.ctx.engine.context - len(prefix))
         answer_ids: tuple[int, ...] = ()
         finish: FinishReason = "length"
         if room > 0:
-            seed = derive(self.sampling.seed, "", "conclude", cut)
-            [completion] = await self.ctx.engine.complete(
-                prefix,
-                replace(
-                    self.sampling,
-                    max_tokens=room,
-                    seed=seed,
-                    written=len(prefix) - len(self.prompt_ids),
-                ),
-            )
+            seed, written = derive(self.sampling.seed, "", "conclude", cut), len(prefix) - start
+            drawn = replace(self.sampling, max_tokens=room, seed=seed, written=written)
+            [completion] = await self.ctx.engine.complete(prefix, drawn)
             answer_ids, finish = completion.token_ids, completion.finish_reason
             if finish == "failed":
                 self.fail(completion.error)
         return ExitedResponse(
             prompt_tokens=len(self.prompt_ids),
-            leading_ids=kept[:start],
-            thinking_ids=kept[start:],
+            leading_ids=kept[:leading],
+            thinking_ids=kept[leading:],
             inserted_ids=joined.inserted,
             answer_ids=answer_ids,
             conclusion=decode_response(self.tokenizer, answer_ids, self.tags),

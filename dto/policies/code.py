@@ -46,7 +46,7 @@ class Code(ThresholdPolicy):
         prefix = ctx.put_after(path.prefix(cut), inducers[0])
         limit = min(self.trial_tokens, ctx.engine.context - len(prefix))
         if limit < 1:
-            return _ungraded(cut, 0.0, "", 0)
+            return _ungraded(cut, 0.0, "", ())
         sampling = Sampling(limit, temperature=0.0, top_p=1.0, stop=(FENCE,), logprobs=0)
         threshold = -1.0 if self.shadow else self.threshold
         ids: list[int] = []
@@ -56,27 +56,31 @@ class Code(ThresholdPolicy):
             async for chunk in chunks:
                 finish = chunk.finish_reason
                 if finish == "failed":
-                    return _ungraded(cut, 0.0, "", len(ids), chunk.error or "no reason given")
+                    return _ungraded(cut, 0.0, "", ids, chunk.error or "no reason given")
                 tokens = zip(chunk.token_ids, chunk.logprobs or (), strict=True)
                 for read, (token, logprob) in enumerate(tokens, 1):
                     ids.append(token)
                     total += math.exp(logprob)
                     if (total + limit - len(ids)) / limit <= threshold:
                         charge(Usage(wasted=len(chunk.token_ids) - read))
-                        return _ungraded(cut, total / len(ids), _block(ctx, ids), len(ids))
+                        return _ungraded(cut, total / len(ids), _block(ctx, ids), ids)
         block = _block(ctx, ids)
         sure = total / len(ids) if block.strip() else 0.0
         if finish != "stop":
-            return _ungraded(cut, sure, block, len(ids))
+            return _ungraded(cut, sure, block, ids)
         graded = await ctx.grader.grade_conclusion(
             f"{FENCE}python\n{block}{FENCE}", problem.answer, problem.rule
         )
-        return TrialResult(Trial(cut, sure, block, graded.grade, len(ids)), "")
+        ended = Trial(cut, sure, block, graded.grade, len(ids), tuple(ids), block)
+        return TrialResult(ended, "")
 
 
 def _block(ctx: Context, ids: Sequence[int]) -> str:
     return decode_response(ctx.tokenizer, ids, ctx.tags).partition(FENCE)[0]
 
 
-def _ungraded(position: int, sure: float, block: str, tokens: int, error: str = "") -> TrialResult:
-    return TrialResult(Trial(position, sure, block, "failed", tokens), error)
+def _ungraded(
+    position: int, sure: float, block: str, ids: Sequence[int], error: str = ""
+) -> TrialResult:
+    trial = Trial(position, sure, block, "failed", len(ids), tuple(ids), block)
+    return TrialResult(trial, error)

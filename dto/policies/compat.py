@@ -148,17 +148,13 @@ class _Script:
         )
         if trial.finish_reason == "failed":
             return "failed"
+        ids, text = trial.token_ids, BOX + trial.text
         graded = await self.ctx.grader.grade_trial(
-            BOX + trial.text,
-            self.problem.answer,
-            self.problem.rule,
-            self.problem.question,
+            text, self.problem.answer, self.problem.rule, self.problem.question
         )
         counted = (trial.logprobs or ())[COUNTED]
         sure = confidence(self.policy.confidence, counted)
-        self.trials.append(
-            Trial(position, sure, graded.answer, graded.grade, tokens=len(trial.token_ids))
-        )
+        self.trials.append(Trial(position, sure, graded.answer, graded.grade, len(ids), ids, text))
         if ONE_TOKEN_IS_WRONG and not counted:
             return "zero_division"
         return "policy" if sure > self.policy.threshold else ""

@@ -106,8 +106,8 @@ class Entropy(TrialPolicy):
         if probe.finish_reason == "failed" or not probe.top_logprobs:
             error = probe.error or f"engine for {ctx.engine.model!r} gave no logprobs"
             return TrialResult(Trial(cut, 0.0, "", "failed", len(probe.token_ids)), error)
-        confidence = math.exp(-entropy_of(probe.top_logprobs[0]))
-        return TrialResult(Trial(cut, confidence, "", "failed", len(probe.token_ids)), "")
+        sure, ids = math.exp(-entropy_of(probe.top_logprobs[0])), probe.token_ids
+        return TrialResult(Trial(cut, sure, "", "failed", len(ids), ids, probe.text), "")
 
     def decide(self, trials: Sequence[Trial], same: Same) -> bool:
         """Whether the moving variance of the entropy is below the limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dto.concurrency import gather_bounded
@@ -10,7 +11,7 @@ from dto.context import Context
 from dto.exits.deer import ThresholdPolicy
 from dto.exits.loop import TrialResult, ask, confidence, trial_result, try_answer
 from dto.exits.path import ResponsePath
-from dto.records import Problem, Trial
+from dto.records import Problem
 from dto.rollouts import answer_inducer
 from dto.settings import Confidence
 from dto.text import decode_response
@@ -74,11 +75,6 @@ def combine(answers: Sequence[TrialResult]) -> TrialResult:
     mean = sum(confidences) / len(confidences)
     deviation = sum(abs(each - mean) for each in confidences) / len(confidences)
     best = max((answer.trial for answer in answers), key=lambda trial: trial.confidence)
-    trial = Trial(
-        position=best.position,
-        confidence=max(0.0, mean - deviation),
-        answer=best.answer,
-        grade=best.grade,
-        tokens=sum(answer.trial.tokens for answer in answers),
-    )
+    tokens = sum(answer.trial.tokens for answer in answers)
+    trial = replace(best, confidence=max(0.0, mean - deviation), tokens=tokens)
     return TrialResult(trial, next((answer.error for answer in answers if answer.error), ""))

@@ -86,7 +86,7 @@ class RunReader:
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
         """Read a stage's rows, sorted by id; of an unfinished stage, sorted by group key.
 
-        List columns named in `without` are not read. Raises DtoError if the stage has neither a
+        Columns named in `without` are not read. Raises DtoError if the stage has neither a
         table nor a journal, or if the table lacks columns of the record.
         """
         if self.state(stage) == "begun":

@@ -15,11 +15,7 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
-from dto.rollouts import (
-    Tally,
-    roll_out,
-    roll_out_until_decided,
-)
+from dto.rollouts import Tally, roll_out, roll_out_until_decided
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.sequential import MOST_BOUNDARIES, SequentialTest, clopper_pearson, share
@@ -71,11 +67,7 @@ def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
 
 
 async def _at_boundary(
-    problem: Problem,
-    trajectory: Trajectory,
-    segment: Segment,
-    ctx: Context,
-    test: SequentialTest,
+    problem: Problem, trajectory: Trajectory, segment: Segment, ctx: Context, test: SequentialTest
 ) -> ExitEstimate:
     settings = ctx.recipe.estimate
     prefix = trajectory.prompt_ids + trajectory.token_ids[: segment.exit]

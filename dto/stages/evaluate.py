@@ -6,18 +6,21 @@ All policies and models answer sample j of a problem with the same seed, so comp
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dto.concurrency import gather_bounded
 from dto.context import Context, sampling
 from dto.exits import ExitedResponse, answer
 from dto.protocols import Graded
 from dto.recipe import Recipe
-from dto.records import EvaluationRow, Problem
+from dto.records import NOWHERE, EvaluationRow, Problem, Span
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, Timed
 from dto.settings import ExitPolicy
+from dto.text import INSIDE_CHARACTER, char_ends, decode_response
 from dto.trajectories import no_room, prompt_ids
 from dto.usage import ModelShape, Usage, charge, metered
 
@@ -64,8 +67,34 @@ async def _answered(
         drawn = sampling(settings, settings.max_tokens, seed)
         response = await answer(problem, prompt, exit, ctx, drawn)
     graded = await grade_response(response, problem, ctx)
-    return evaluation_row(
+    row = evaluation_row(
         response, graded, exit.name, ctx.model, problem.id, sample, seed, ctx.engine.shape
+    )
+    if not settings.keep_answers:
+        trials = tuple(replace(trial, token_ids=(), text="") for trial in row.trials)
+        return replace(row, token_ids=(), inserted_tokens=NOWHERE, trials=trials)
+    # A long response takes milliseconds to align: not on the event loop.
+    return await asyncio.to_thread(_with_text, row, response.conclusion, ctx)
+
+
+def _with_text(row: EvaluationRow, conclusion: str, ctx: Context) -> EvaluationRow:
+    """Add the text of a row's ids, and the places of its parts."""
+    text = decode_response(ctx.tokenizer, row.token_ids, ctx.tags)
+    ends = char_ends(ctx.tokenizer, row.token_ids)
+
+    def char(tokens: int) -> int:
+        whole = (end for end in reversed(ends[:tokens]) if end != INSIDE_CHARACTER)
+        return min(next(whole, 0), len(text))
+
+    left, closed = map(char, row.inserted_tokens)
+    at = text.rfind(conclusion)
+    return replace(
+        row,
+        text=text,
+        thinking=Span(char(row.inserted_tokens.start - row.thinking_tokens), left),
+        inserted=Span(left, closed),
+        conclusion=Span(closed, len(text)) if at < 0 else Span(at, at + len(conclusion)),
+        trials=tuple(replace(trial, char=char(trial.position)) for trial in row.trials),
     )
 
 
@@ -90,7 +119,7 @@ def evaluation_row(
     seed: int,
     shape: ModelShape | None,
 ) -> EvaluationRow:
-    """Make the row of a response, sampled or replayed."""
+    """Make the row of a response, sampled or replayed, with its ids and without its text."""
     thinking, answered = len(response.thinking_ids), response.answer_tokens
     return EvaluationRow(
         id=EvaluationRow.make_id(model, exit, problem_id, sample),
@@ -112,6 +141,8 @@ def evaluation_row(
         trials=response.trials,
         would_leave=response.would_leave,
         model_flops=response.model_flops(shape),
+        token_ids=response.token_ids,
+        inserted_tokens=response.inserted_tokens,
     )
 
 

@@ -63,6 +63,7 @@ class TracedTrial:
     answer: str
     grade: Grade
     error: str
+    token_ids: tuple[int, ...] = ()  # empty in traces of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,7 @@ async def _trial(
         answer=answer.answer,
         grade=answer.grade,
         error=answer.reason if answer.finish_reason == "failed" else "",
+        token_ids=answer.token_ids,
     )
 
 

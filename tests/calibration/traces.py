@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dto.recipe import CalibrateSettings, Recipe, TraceSettings
-from dto.records import Grade, Span
+from dto.records import NOWHERE, EvaluationRow, Grade, Span
 from dto.studies.trace import Trace, TracedConclusion, TracedTransition, TracedTrial
 
 THINKING, ANSWER = 100, 10
@@ -79,4 +80,17 @@ def hand_trace(
             )
             for place, (_, good) in zip(places, trials, strict=True)
         ),
+    )
+
+
+def without_text(row: EvaluationRow) -> EvaluationRow:
+    """A live row as a replay has it: with the ids of its response, not with its text."""
+    assert bool(row.token_ids) == bool(row.text)
+    return replace(
+        row,
+        trials=tuple(replace(trial, char=0) for trial in row.trials),
+        text="",
+        thinking=NOWHERE,
+        inserted=NOWHERE,
+        conclusion=NOWHERE,
     )

@@ -112,7 +112,10 @@ async def test_a_trial_is_the_beginning_of_a_program(
     )
     [made] = response.trials
     confidence, block, grade, tokens = trial
-    assert made == Trial(len("Plan."), pytest.approx(confidence, abs=1e-3), block, grade, tokens)  # type: ignore[arg-type]
+    sure: float = pytest.approx(confidence, abs=1e-3)  # type: ignore[assignment]
+    ids = made.token_ids
+    assert made == Trial(len("Plan."), sure, block, grade, tokens, ids, block)
+    assert len(ids) == tokens and str(tokenizer.decode(ids)).startswith(block)
     assert (response.exit_reason == "policy") == (confidence > 0.75)
     made_of_it = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
     assert usage.generated - usage.wasted == made_of_it
