@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import reduce
 from importlib.resources import files
 from math import ceil, log
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -326,7 +324,10 @@ def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, 
     except ValidationError as error:
         unknown = [row["loc"] for row in error.errors() if row["type"] == "extra_forbidden"]
     for *parents, last in unknown:
-        del reduce(getitem, parents, data)[last]
+        place: Any = data
+        for parent in parents:
+            place = place[parent]
+        del place[last]
     names = tuple(".".join(map(str, key)) for key in unknown)
     return make_recipe(data, origin=origin, imports=False), names
 

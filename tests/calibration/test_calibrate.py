@@ -62,7 +62,7 @@ def test_a_larger_loss_admits_a_cheaper_exit() -> None:
 @pytest.mark.parametrize(
     ("traces", "reason"),
     [
-        ([harmful(n) for n in range(400)], "no candidate can be certified to lose at most 0.02"),
+        ([harmful(n) for n in range(400)], "can be certified to lose at most 2 points"),
         ([harmless(n) for n in range(24)], "no candidate can be certified"),
         ([hand_trace(f"{n:04d}", True, [(0.1, True)]) for n in range(40)], "no candidate saves"),
         (
