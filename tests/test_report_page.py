@@ -255,6 +255,36 @@ def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
     assert mean.count("+0.0 (+0.0…+0.0)") == 1 and mean.count("<td>–</td>") == 2
 
 
+def cards(html: str) -> str:
+    return html[html.index('<div class="headlines">') :].partition("<nav")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [[], ["even.jsonl", "odd.jsonl"]])
+def test_cards_have_the_accuracies(make_run: Callable[..., Path], tasks: list[str]) -> None:
+    run = make_run({"evaluate.tasks": tasks}, exits=EXITS[:1])
+    if tasks:
+        write(run, "test", Problem, [
+            Problem(f"{n:03d}", ("even", "odd")[n % 2], "test", "?", "2") for n in range(PROBLEMS)
+        ])  # fmt: skip
+    report(run)
+    figures = measure(run)
+    row = next(row for row in figures.averages or figures.rows if row.model == "trained")
+    shown = cards((run / "report" / "report.html").read_text("utf-8"))
+    assert "accuracy 66.7 → 66.7 %: +0.0 (+0.0…+0.0) points, no difference shown" in shown
+    assert f"{row.accuracy:%} % right" in shown
+
+
+@pytest.mark.slow
+def test_without_a_training_nothing_is_said_of_one(make_run: Callable[..., Path]) -> None:
+    run = make_run({"train.method": "none"}, exits=EXITS[:1])
+    train(run, kept_step=0)
+    html = page(run)
+    assert "<span>trained</span>" not in html and "breaks even" not in html
+    assert "Nothing was trained (train.method is none)" in html
+    assert "The break-even is unknown" not in html
+
+
 @pytest.mark.slow
 def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
@@ -696,8 +726,8 @@ def test_how_to_use_what_came_out(
     sentence = use.sentences[0]
     if kept_step:
         assert sentence == (
-            "On the test problems, training changed accuracy by +0.0 (+0.0…+0.0) points (no "
-            "difference shown) and saved 0.0 (0.0…0.0) % of the tokens."
+            "On the test problems, training changed accuracy from 66.7 to 66.7 %, by +0.0 "
+            "(+0.0…+0.0) points (no difference shown), and saved 0.0 (0.0…0.0) % of the tokens."
         )
         assert "fell from 100.0 to 25.0 %" in use.sentences[1]
     else:

@@ -249,7 +249,7 @@ class Curve:
     def table(self) -> Table:
         """A table of `none` and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
-        columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
+        columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain, points (95 %)": "gain",
                    "tokens (95 %)": "tokens"}  # fmt: skip
         return arms_table(
             (base, *pareto_front(self.points)),

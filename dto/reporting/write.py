@@ -31,7 +31,7 @@ from dto.reporting.table import Table, papers_table, write_json
 from dto.reporting.training import SHRUNK, thinking_sentence
 from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
-from dto.statistics import shown
+from dto.statistics import Estimate, shown
 
 QUESTION = "Your question"
 TASK = "math500"
@@ -98,8 +98,7 @@ def _headlines(report: Report) -> list[Headline]:
         for row in report.averages or report.rows
         if row.arm not in failed and row.gain is not None and row.ratio is not None
     ]
-    bases = {row.task: row.accuracy for row in report.averages or report.rows
-             if row.arm == ("base", report.plain)}  # fmt: skip
+    bases = base_accuracies(report)
     if report.recipe.train.method == "none":
         compared = [part for part in compared if part[0].model != "trained"]
     trained = [part for part in compared if part[0].arm == ("trained", report.plain)]
@@ -313,11 +312,18 @@ def result_sentence(report: Report, training: Mapping[str, Any]) -> str:
     if not verdict:  # a mean over tasks
         verdict = "a gain" if row.gain.low > 0 else "a loss" if row.gain.high < 0 else UNSHOWN
     over = f"the mean over {len(report.tasks)} tasks" if report.averages else "the test problems"
-    saved = minus(1.0, row.ratio)
+    before = base_accuracies(report)[row.task]
     return (
-        f"On {over}, training changed accuracy by {row.gain:+%} points ({verdict}) and saved "
-        f"{saved:%…} % of the tokens."
+        f"On {over}, training changed accuracy from {shown(before.value, '%')} to "
+        f"{shown(row.accuracy.value, '%')} %, by {row.gain:+%} points ({verdict}), and saved "
+        f"{minus(1.0, row.ratio):%…} % of the tokens."
     )
+
+
+def base_accuracies(report: Report) -> dict[str, Estimate]:
+    """The accuracy of the base model without an exit by task, or the mean over tasks."""
+    rows = report.averages or report.rows
+    return {row.task: row.accuracy for row in rows if row.arm == ("base", report.plain)}
 
 
 def serve_command(recipe: Recipe, folder: str) -> str:
