@@ -26,7 +26,7 @@ from dto import baselines
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
-from dto.engines import open_engine
+from dto.engines import check_installed, open_engine
 from dto.engines.checks import (
     check_model,
     check_sampling,
@@ -212,6 +212,9 @@ def run_stages(
         train.launching(run.recipe)  # a file for accelerate that is missing
     _check_splits(run, pending)
     check_start(run.recipe, pending)
+    asking = {each.name for each in stages if each.needs == "model" and each.whole is None}
+    if asking.intersection(pending) - ({"evaluate"} if run.recipe.evaluate.engine else set()):
+        check_installed(run.recipe.model.engine)
     if "evaluate" in pending:
         for line in sentences(run.recipe, str(run / "train" / "model")):
             logger.info("evaluate  %s", line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,16 @@ def test_calibrate_records_few_problems_if_it_is_forced(
 def test_completion_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = told("--help", capsys=capsys)
     assert code == 0 and "--install-completion" in out
+
+
+@pytest.mark.parametrize("command", ["run", "sample", "pilot"])
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_is_missed_before_anything_is_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The questions of this recipe are on the Hub, where nothing is fetched from."""
+    code, out, err = dto(command, "dto-r1-distill-1.5b", "--force" if command == "run" else "--yes",
+                         capsys=capsys)  # fmt: skip
+    assert code == 1 and err.count("\n") == 1 and not out
+    assert "model.engine: vllm: not installed: pip install 'dto[vllm]'" in err
+    assert "or set it to transformers" in err

@@ -215,10 +215,13 @@ def calibrate(
     """
     from dto.calibration.calibrate import calibrate as calibrate_run
     from dto.calibration.calibrate import check_problems
+    from dto.engines import check_installed
     from dto.engines.models import load_tokenizer
 
     recipe, place = _to_calibrate(target, changes)
     recorded = RunReader(out or place).state("trace") == "finished"
+    if not recorded:
+        check_installed(recipe.model.engine)
     if not (force or recorded):
         check_problems(recipe, recipe.problems.dev)
     load_tokenizer(recipe.model)  # fail before the run directory exists if there is no such model

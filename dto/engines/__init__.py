@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dto.errors import EngineError
@@ -53,6 +54,12 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
                     f"{', '.join(missing)}: return an engine, see dto.protocols.Engine"
                 )
             return engine
+
+
+def check_installed(engine: str) -> None:
+    """Raise EngineError if the engine `vllm` is not installed, with the way to install it."""
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise EngineError(f"model.engine: vllm: {_vllm_state()}; or set it to transformers")
 
 
 def usable() -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +111,8 @@ def check_start(recipe: Recipe, stages: Collection[str], *, online: bool = True)
     """Raise, before anything is sampled, if training or evaluation cannot be done on this machine.
 
     `online`: ask the Hub for weights that are not here; nothing is fetched. Raises RecipeError for
-    settings that contradict each other, EngineError if vLLM is not installed, if
-    `evaluate.engine` is not ready, or if the weights that training or an evaluation in process
-    needs are missing.
+    settings that contradict each other, EngineError if `evaluate.engine` is not ready, or if the
+    weights that training or an evaluation in process needs are missing.
     """
     evaluate, model = recipe.evaluate, recipe.model
     if recipe.batch.teacher is not None and not recipe.batch.k:
@@ -138,9 +136,6 @@ def check_start(recipe: Recipe, stages: Collection[str], *, online: bool = True)
     training = recipe.train.engine == "vllm" and recipe.train.method != "none"
     if training and "train" in stages and (state := _vllm()) != "ready":
         raise EngineError(f"train.engine: vllm: {state}; or set it to transformers")
-    asking = {*stages} - {"problems", "test", "segment", "pair", "label", "train"}
-    if online and model.engine == "vllm" and asking and find_spec("vllm") is None:
-        raise EngineError(f"model.engine: vllm: {_vllm()}; or set it to transformers")
     if model.engine != "openai":
         return
     local = [name for name in ("train", "evaluate") if name in stages]
