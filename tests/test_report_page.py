@@ -37,7 +37,7 @@ from dto.records import (
 )
 from dto.redact import public_names
 from dto.reporting.page import Section, render_page
-from dto.reporting.pictures import legend_marks
+from dto.reporting.pictures import front, legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.report import measure
 from dto.reporting.table import Table
@@ -253,6 +253,16 @@ def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
     assert "<span>trained</span><b>0 % fewer tokens</b>" in html
     mean = html[html.index("mean over 2 tasks") :].partition("</table>")[0]
     assert mean.count("+0.0 (+0.0…+0.0)") == 1 and mean.count("<td>–</td>") == 2
+
+
+@pytest.mark.slow
+def test_a_point_under_another_is_a_ring(make_run: Callable[..., Path]) -> None:
+    rows = measure(make_run(exits=EXITS[:1])).rows  # the trained model answers as the base does
+    base, trained = legend_marks(front(rows).axes[0]).values()
+    assert base.get_markerfacecolor() == "none" != trained.get_markerfacecolor()
+    assert base.get_markersize() > trained.get_markersize()
+    (alone,) = legend_marks(front(rows[:1]).axes[0]).values()
+    assert alone.get_markersize() == trained.get_markersize()
 
 
 def cards(html: str) -> str:

@@ -99,7 +99,7 @@ def _trajectories(run: RunReader) -> list[Example]:
             saved=1 - pl.col("tokens_after") / pl.col("tokens_before"),
             pruned=pruned.fill_null(0),
         )
-        .collect()
+        .collect(engine="streaming")
     )
     shortened = pl.col("outcome") == "shortened"
     groups = {
@@ -125,7 +125,7 @@ def _read_trajectories(run: RunReader, last: str, picked: dict[str, str]) -> lis
         run.frame("segment", "trajectory_id", "index", "chars")
         .filter(pl.col("trajectory_id").is_in(list(picked)))
         .sort("trajectory_id", "index")
-        .collect()
+        .collect(engine="streaming")
     )
     problems = _problems(run, "problems", {row["problem_id"] for row in sampled.values()})
     examples = []
@@ -160,7 +160,7 @@ def _answers(run: RunReader, plain: str) -> list[Example]:
     rows = (
         trained.join(base, on=["problem_id", "sample"], suffix="_base")
         .with_columns(saved=1 - pl.col("tokens") / pl.col("tokens_base"))
-        .collect()
+        .collect(engine="streaming")
     )
     right, was = pl.col("grade") == "correct", pl.col("grade_base") == "correct"
     groups = {
