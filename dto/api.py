@@ -27,7 +27,6 @@ from dto.extension import nearest
 from dto.grading import Grader
 from dto.languages import DEFAULT, Languages
 from dto.pipeline import changes_of_run, needed, open_run, run_stages
-from dto.prompts import resource
 from dto.protocols import Graded
 from dto.recipe import Recipe, make_recipe
 from dto.recipe import load_recipe as read_recipe_file
@@ -37,7 +36,8 @@ from dto.runs.reader import RunReader
 from dto.runs.run import agree, refuse
 from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
-from dto.source import Source
+from dto.source import Source, beside, recipes
+from dto.source import packaged as packaged
 from dto.tags import DEFAULT_TAGS, shown_tags
 from dto.tasks.importing import holds_pairs, json_line
 from dto.tasks.load import check_rule
@@ -154,27 +154,16 @@ def find_recipe(
         if not (path / "recipe.yaml").is_file():
             raise RecipeError(f"{path} is not a run directory: it has no recipe.yaml")
         return read_recipe_file(path / "recipe.yaml", changes_of_run(changes)), path
-    file = path if path.exists() else packaged(path)
-    if file is None:
-        names = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
+    if (file := path if path.exists() else packaged(path)) is None:
+        names = [recipe.stem for recipe in recipes().glob("*.yaml")]
         raise RecipeError(
             f"there is no recipe or run {path}{nearest(path.stem, names)}; packaged recipes: "
             f"{', '.join(sorted(names))}"
         )
     recipe = read_recipe_file(file, changes)
+    if files := beside(recipe, file.parent):
+        recipe = read_recipe_file(file, {**files, **(changes or {})})
     return recipe, Path("runs") / recipe.name
-
-
-def packaged(path: Path) -> Path | None:
-    """The file of the recipe that dto ships under this name; None where there is none."""
-    name = f"{path.name.removesuffix('.yaml')}.yaml"
-    file = _pipelines() / ("baselines" if path.parent.name == "baselines" else "") / name
-    known = path.parent.name in ("", "pipelines", "baselines")
-    return file if file.is_file() and known else None
-
-
-def _pipelines() -> Path:
-    return Path(str(resource("pipelines"))).resolve()
 
 
 def import_recipe(

@@ -23,7 +23,6 @@ from dto.processes import collect_rarely
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Find, measure and remove overthinking in reasoning models.",

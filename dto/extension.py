@@ -166,10 +166,13 @@ def explain(
                 group = group.class_of(place)
         hint, allowed = nearest(str(first["loc"][-1]), group.model_fields), group.model_fields
         return key, f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"
+    if first["type"] == "model_type":
+        message = f"this is a group of settings: name one, as in {key}.KEY"
+    if first["type"] == "tuple_type":
+        item = "…" if isinstance(first["input"], dict) else first["input"]
+        message = f"this is a list: write [{item}]"
     if key.endswith(_NEVER_SHOWN) or first["type"] == "missing" or isinstance(first["input"], dict):
         return key, f"{key}: {message}"
-    if first["type"] == "tuple_type" and not isinstance(first["input"], list | tuple):
-        message = f"this is a list: write [{first['input']}]"
     return key, f"{key} = {first['input']!r}: {message}"
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from dto.context import Context
+from dto.engines.shared import encode_prompt
 from dto.errors import EngineError
-from dto.prompts import JUDGE, encode_prompt, render
+from dto.prompts import JUDGE, render
 from dto.protocols import Completion, Engine, Message, Sampling
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags

@@ -24,6 +24,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -35,6 +36,7 @@ from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
 from dto.empty import check_rows
+from dto.engines import check_installed
 from dto.engines.checks import (
     check_start,
     sentences,
@@ -230,6 +232,9 @@ def run_stages(
         train.check_training(run.recipe)
     _check_splits(run, pending)
     check_start(run.recipe, pending)
+    asking = {each.name for each in stages if each.needs == "model" and each.whole is None}
+    if asking.intersection(pending) - ({"evaluate"} if run.recipe.evaluate.engine else set()):
+        check_installed(run.recipe.model.engine)
     if "evaluate" in pending:
         for line in sentences(run.recipe, str(run / "train" / "model")):
             logger.info("evaluate  %s", line)
@@ -250,7 +255,7 @@ def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
                 f"stage {stage} needs {split} problems, and problems.{split} is 0: "
-                f"`dto run {run.path} --set problems.source=FILE|HUB "
+                f"`dto run {quote(str(run.path))} --set problems.source=FILE|HUB "
                 f"--set problems.{split}={default}`, or run the earlier stages one by one"
             )
 

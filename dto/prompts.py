@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 
-from dto.errors import DtoError, EngineError
-from dto.protocols import Message, Prompt
+from dto.errors import DtoError
+from dto.protocols import Message
 from dto.tags import DEFAULT_TAGS, ThinkTags
 
 if TYPE_CHECKING:
@@ -115,7 +115,6 @@ _NOT_ARGUMENTS = RESERVED | {
 }  # fmt: skip
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tag
 _PARSER = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
-_PROBE = "What is 1 + 1?"
 
 
 def render_chat(
@@ -137,30 +136,6 @@ def render_chat(
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DtoError(_explain(error, messages, tokenizer, model, arguments)) from None
     return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-
-def check_template(
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    arguments: Arguments | None = None,
-    system: str | None = None,
-) -> tuple[int, ...]:
-    """Render a test prompt before any work starts, and return its ids.
-
-    Raises DtoError as `render_chat` does, and if the template ignores the system message.
-    """
-    question: Message = {"role": "user", "content": _PROBE}
-    plain = render_chat([question], tokenizer, model, arguments)
-    if system is None:
-        return plain
-    message: Message = {"role": "system", "content": system}
-    ids = render_chat([message, question], tokenizer, model, arguments)
-    if ids == plain and system.strip():
-        raise DtoError(
-            f"the chat template of {model!r} ignores the system message: set model.system to null "
-            "and put its text into a prompt (model.prompt)"
-        )
-    return ids
 
 
 def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: Arguments) -> None:
@@ -252,23 +227,3 @@ def _variables(template: str) -> frozenset[str]:
     """The arguments that a template reads. Raises jinja2's TemplateError for invalid syntax."""
     parsed = _PARSER.parse(_GENERATION.sub("", template))
     return frozenset(meta.find_undeclared_variables(parsed)) - _NOT_ARGUMENTS
-
-
-def encode_prompt(
-    prompt: Prompt,
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    template: Arguments | None = None,
-) -> tuple[int, ...]:
-    """Convert a prompt to ids; messages go through the chat template, which adds the only BOS.
-
-    `template` holds the template's arguments. Raises EngineError for messages if the tokenizer has
-    no chat template, or one that cannot render them.
-    """
-    messages = [part for part in prompt if not isinstance(part, int)]
-    if not messages:
-        return tuple(part for part in prompt if isinstance(part, int))
-    try:
-        return render_chat(messages, tokenizer, model, template)
-    except DtoError as error:
-        raise EngineError(str(error)) from None

@@ -8,6 +8,7 @@ groups of DRQA, pairs, training, exits, evaluation, traces, calibration and comp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from math import ceil, log
@@ -333,19 +334,33 @@ def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, 
     return make_recipe(data, origin=origin, imports=False), names
 
 
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Loads YAML, in C where PyYAML has it; `None` is null, and a key may not be given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Make a mapping. Raises a YAMLError for a key that it has twice."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for place, (key, _) in enumerate(node.value) if key.value in keys[:place]]:
+            what = f"key {twice[0].value!r} is given twice: remove one"
+            raise yaml.constructor.ConstructorError(problem=what, problem_mark=twice[0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
+
+
 def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    examples = "see pipelines/ for examples" if what == "recipe" else "dto calibrate writes one"
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it
-        data: Any = yaml.load(path.read_text(encoding="utf-8"), loader)
+        data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        examples = "see pipelines/ for examples" if what == "recipe" else "dto calibrate writes one"
         raise RecipeError(f"{what} {path} does not exist: {examples}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{what} {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise RecipeError(f"{what} {path} cannot be read: {why}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{what} {path} holds {type(data).__name__}, not a mapping of settings")
+        holds = "is empty" if data is None else f"holds {type(data).__name__}"
+        raise RecipeError(f"{what} {path} {holds}, not a mapping of settings: {examples}")
     return data
 
 
@@ -362,15 +377,12 @@ def make_recipe(
     changes = changes or {}
     for key, value in changes.items():
         *parents, last = key.split(".")
-        place = data
+        place: Any = data
         for parent in parents:
-            if place.get(parent) is None:
+            if isinstance(place, dict) and place.get(parent) is None:
                 place[parent] = {}
-            place = place[parent]
-            if not isinstance(place, dict):
-                kind = "list, which is set whole" if isinstance(place, list) else "value"
-                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a {kind}")
-        place[last] = value
+            place = place[_index(place, parent, f"{origin}: {key!r}")]
+        place[_index(place, last, f"{origin}: {key!r}")] = value
     read_policies(data, origin)
     try:
         return Recipe.model_validate(data, context=None if imports else NO_IMPORTS)
@@ -380,6 +392,18 @@ def make_recipe(
             f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.") for key in changes
         )
         raise RecipeError(what if given and where else f"{origin}: {what}") from None
+
+
+def _index(place: Any, part: str, key: str) -> str | int:
+    """The part of a key as an index of a mapping or list. Raises RecipeError, starting with it."""
+    if isinstance(place, dict):
+        return part
+    if not isinstance(place, list):
+        raise RecipeError(f"{key} cannot be set: it is inside a value, which is no group")
+    if part.isdecimal() and int(part) < len(place):
+        return int(part)
+    what = f"{part!r} is no place in a list of {len(place)}, counted from 0"
+    raise RecipeError(f"{key} cannot be set: {what}")
 
 
 NAMES = ("nano", "nano-control")

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from dto.recipe import NAMES, Recipe
 from dto.source import Source
+from dto.tasks import TASKS
 
 NO_SERVER = "http://server.invalid/v1"
 """Replaces the address of a server (RFC 2606), so that a pulled run calls no server."""
@@ -223,6 +224,23 @@ def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, f"<{secrets[secret]}>")
     return _KEYS.sub("<a key>", text) if any(start in text for start in _KEY_STARTS) else text
+
+
+def withheld_stages(recipe: Recipe) -> tuple[str, ...]:
+    """List the stages with questions and gold answers of public test sets.
+
+    These are not published again by default: we cannot grant their licence, and copies of a
+    benchmark with answers end up in training data. `recipe` is the recipe of the run itself, whose
+    sources distinguish local files from Hub datasets.
+    """
+    problems = recipe.problems
+    source = problems.test_source or problems.source
+    sources = {"problems": [source] if problems.test else [], "test": recipe.evaluate.tasks}
+    return tuple(
+        stage
+        for stage, names in sources.items()
+        if any(Source.parse(name, TASKS).kind in ("task", "import", "hub") for name in names)
+    )
 
 
 def machine_names() -> set[str]:

@@ -12,9 +12,13 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dto.extension import is_import_path
+from dto.prompts import resource
+
+if TYPE_CHECKING:
+    from dto.recipe import Recipe
 
 Kind = Literal["chains", "task", "import", "file", "folder", "hub"]
 
@@ -127,3 +131,38 @@ class Source:
         if not (self.is_local or self.tells_place):
             return self.name
         return re.split(r"[/\\]", self.name.removeprefix("file:").rstrip("/\\"))[-1] or "folder"
+
+
+def packaged(path: Path) -> Path | None:
+    """The file of the recipe that dto ships under this name; None where there is none."""
+    name = f"{path.name.removesuffix('.yaml')}.yaml"
+    file = recipes() / ("baselines" if path.parent.name == "baselines" else "") / name
+    known = path.parent.name in ("", "pipelines", "baselines")
+    return file if file.is_file() and known else None
+
+
+def recipes() -> Path:
+    """The folder of the recipes that dto ships."""
+    return Path(str(resource("pipelines"))).resolve()
+
+
+def beside(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The sources of a recipe in `folder` that are files beside it, by their dotted keys.
+
+    A path is relative to the working directory, and to the recipe's folder if that has none.
+    """
+
+    def found(name: str | None) -> str | None:
+        source = Source.parse(name or "")
+        there = folder / source.name
+        return str(there) if source.is_local and not source.exists and there.exists() else name
+
+    problems, tasks = recipe.problems, recipe.evaluate.tasks
+    named: dict[str, Any] = {
+        "problems.source": problems.source,
+        "problems.test_source": problems.test_source,
+        "sample.imported": recipe.sample.imported,
+    }
+    changed = {key: found(name) for key, name in named.items() if found(name) != name}
+    moved = [found(task) for task in tasks]
+    return changed | ({"evaluate.tasks": moved} if moved != [*tasks] else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
+
+from dto import __version__
 
 ROOT = Path(__file__).parents[1]
 CARRIED = (".toml", ".safetensors", ".json", ".jinja", ".py", ".html", ".css", ".js", ".typed")
@@ -26,6 +30,13 @@ def test_import_is_light() -> None:
 def test_the_spacy_component_is_registered() -> None:
     (found,) = entry_points(group="spacy_factories", name="dto_patterns")
     assert found.value.startswith("dto.segmentation.component:")
+
+
+def test_the_citation_names_this_version() -> None:
+    data = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert data["version"] == __version__ and data["license"] == "MIT"
+    urls = [paper["url"].rpartition("/")[2] for paper in data["references"]]
+    assert urls == re.findall(r"\d{4}\.\d{5}", data["abstract"])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -160,6 +161,25 @@ def test_the_study_is_strict_json_and_fits_a_terminal(run: Path) -> None:
     (run / "pilot" / "rows.parquet").unlink()
     with pytest.raises(DtoError, match="run `dto pilot"):
         study(run)
+
+
+def test_a_study_ends_with_a_summary_and_has_a_page(run: Path) -> None:
+    found = study(run)
+    last = " ".join(str(found).rpartition("\n\n")[2].split())
+    assert last.startswith("The model is right in 50.0 ")
+    assert "Of all responses, 66.7 (" in last and "after 55 % of the thinking" in last
+    assert "saves 25.0 (" in last and "repairs 50.0 (" in last and last.endswith("of the others.")
+    page = (run / "pilot" / "pilot.html").read_text("utf-8")
+    for part in ("<b>66.7 (", "Static exits: thinking cut", "dto run", "4 responses to 4 problems"):
+        assert part in page
+    assert str(run) not in page and "://" not in page
+
+
+def test_without_grades_a_study_says_why_it_says_nothing(run: Path) -> None:
+    rows = [replace(trajectory(number), grade="failed") for number in range(5)]
+    tables.write(run / "sample" / "rows.parquet", Trajectory, rows)
+    text = str(study(run))
+    assert "Every problem needs a gold answer." in text and "(–" not in text and "nan" not in text
 
 
 RECIPE = """

@@ -37,7 +37,7 @@ from dto.records import (
 )
 from dto.redact import public_names
 from dto.reporting.page import Section, render_page
-from dto.reporting.pictures import legend_marks
+from dto.reporting.pictures import front, legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.report import measure
 from dto.reporting.table import Table
@@ -253,6 +253,46 @@ def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
     assert "<span>trained</span><b>0 % fewer tokens</b>" in html
     mean = html[html.index("mean over 2 tasks") :].partition("</table>")[0]
     assert mean.count("+0.0 (+0.0…+0.0)") == 1 and mean.count("<td>–</td>") == 2
+
+
+@pytest.mark.slow
+def test_a_point_under_another_is_a_ring(make_run: Callable[..., Path]) -> None:
+    rows = measure(make_run(exits=EXITS[:1])).rows  # the trained model answers as the base does
+    base, trained = legend_marks(front(rows).axes[0]).values()
+    assert base.get_markerfacecolor() == "none" != trained.get_markerfacecolor()
+    assert base.get_markersize() > trained.get_markersize()
+    (alone,) = legend_marks(front(rows[:1]).axes[0]).values()
+    assert alone.get_markersize() == trained.get_markersize()
+
+
+def cards(html: str) -> str:
+    return html[html.index('<div class="headlines">') :].partition("<nav")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [[], ["even.jsonl", "odd.jsonl"]])
+def test_cards_have_the_accuracies(make_run: Callable[..., Path], tasks: list[str]) -> None:
+    run = make_run({"evaluate.tasks": tasks}, exits=EXITS[:1])
+    if tasks:
+        write(run, "test", Problem, [
+            Problem(f"{n:03d}", ("even", "odd")[n % 2], "test", "?", "2") for n in range(PROBLEMS)
+        ])  # fmt: skip
+    report(run)
+    figures = measure(run)
+    row = next(row for row in figures.averages or figures.rows if row.model == "trained")
+    shown = cards((run / "report" / "report.html").read_text("utf-8"))
+    assert "accuracy 66.7 → 66.7 %: +0.0 (+0.0…+0.0) points, no difference shown" in shown
+    assert f"{row.accuracy:%} % right" in shown
+
+
+@pytest.mark.slow
+def test_without_a_training_nothing_is_said_of_one(make_run: Callable[..., Path]) -> None:
+    run = make_run({"train.method": "none"}, exits=EXITS[:1])
+    train(run, kept_step=0)
+    html = page(run)
+    assert "<span>trained</span>" not in html and "breaks even" not in html
+    assert "Nothing was trained (train.method is none)" in html
+    assert "The break-even is unknown" not in html
 
 
 @pytest.mark.slow
@@ -696,8 +736,8 @@ def test_how_to_use_what_came_out(
     sentence = use.sentences[0]
     if kept_step:
         assert sentence == (
-            "On the test problems, training changed accuracy by +0.0 (+0.0…+0.0) points (no "
-            "difference shown) and saved 0.0 (0.0…0.0) % of the tokens."
+            "On the test problems, training changed accuracy from 66.7 to 66.7 %, by +0.0 "
+            "(+0.0…+0.0) points (no difference shown), and saved 0.0 (0.0…0.0) % of the tokens."
         )
         assert "fell from 100.0 to 25.0 %" in use.sentences[1]
     else:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dto.engines.checks import check_model
+from dto.engines.checks import check_model, check_template
 from dto.errors import DtoError, RecipeError
 from dto.grading import Grader
-from dto.prompts import check_template, render, render_chat
+from dto.prompts import render, render_chat
 from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory

@@ -73,7 +73,8 @@ class Agreement:
             counted = self.answers - self.failed[rule]
             share = f"{self.correct[rule] / counted:7.1%}" if counted else "      –"
             lines.append(f"{rule:<12} correct {share}   failed {self.failed[rule]:,}")
-        lines += ["", f"{'pair':<26} {'agree':>7} {'kappa':>7} {'only 1st':>9} {'only 2nd':>9}"]
+        if self.pairs:
+            lines += ["", f"{'pair':<26} {'agree':>7} {'kappa':>7} {'only 1st':>9} {'only 2nd':>9}"]
         for pair, counts in self.pairs.items():
             agree, beyond = agreement(counts)
             only = counts[True, False], counts[False, True]
@@ -82,7 +83,8 @@ class Agreement:
         if self.unreadable:
             lines += ["", "gold answers that cannot be read (nothing is guessed):"]
             lines += [f"  {gold!r}: {count:,} answers" for gold, count in self.unreadable.items()]
-        lines += ["", f"{self.disagreements:,} disagreements, all in {self.path}", *self.shown]
+        if self.pairs:
+            lines += ["", f"{self.disagreements:,} disagreements, all in {self.path}", *self.shown]
         return "\n".join(lines)
 
 
@@ -104,11 +106,9 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
     """
     known = [rule for rule in RULES if rule in rules]
     unknown = set(rules) - set(known)
-    if unknown or len(known) < 2:
-        what = (
-            f"there is no grader {min(unknown)!r}" if unknown else "one grader agrees with itself"
-        )
-        raise DtoError(f"grade: {what}: choose two or more of {', '.join(RULES)}")
+    if unknown or not known:
+        what = f"there is no grader {min(unknown)!r}" if unknown else "no grader is named"
+        raise DtoError(f"grade: {what}: choose one or more of {', '.join(RULES)}")
     run = Path(source)
     items = _of_run(run) if (run / "recipe.yaml").is_file() else _of_file(source)
     first = list(islice(items, 1))  # what cannot be read leaves no folder behind

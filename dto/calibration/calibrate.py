@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dto.calibration.replay import Sweep, candidates, check, statics, sweep
-from dto.calibration.risk import Split, certify, order, split
+from dto.calibration.risk import Split, certify, order, problems_needed, split
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.exits.deer import Deer
 from dto.recipe import Recipe
@@ -25,7 +26,8 @@ from dto.reporting.table import Table, arms_table, token_filters, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
-from dto.settings import ExitPolicy
+from dto.settings import CalibrateSettings, ExitPolicy
+from dto.statistics import shown
 from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
@@ -85,11 +87,12 @@ class Calibration:
         proof = next(row for row in self.tested if row.exit == picked.exit)
         lines += [
             f"picked       {picked.exit}",
-            f"certified    loss of accuracy ≤ {self.max_loss:g} with probability "
-            f"≥ {1 - self.error:g} (p = {proof.p:.2g}; "
+            f"certified    loss of accuracy ≤ {100 * self.max_loss:g} points with "
+            f"probability ≥ {100 * (1 - self.error):g} % (p = {proof.p:.2g}; "
             f"{sum(row.certified for row in self.tested)} candidates certified)",
-            f"held out     gain {picked.gain:+%} points: accuracy {picked.accuracy.value:.1%} "
-            f"against {base.accuracy.value:.1%}, {picked.tokens.value:,.0f} tokens against "
+            f"held out     gain {picked.gain:+%} points: accuracy "
+            f"{shown(picked.accuracy.value, '%')} % against {shown(base.accuracy.value, '%')} %, "
+            f"{picked.tokens.value:,.0f} tokens against "
             f"{base.tokens.value:,.0f}",
         ]
         if isinstance(self.policy, Deer):
@@ -101,6 +104,37 @@ class Calibration:
                 if (row.monitor, row.inducer, row.confidence) == kind
             ]
         return "\n".join(lines)
+
+
+def check_problems(recipe: Recipe, problems: int) -> None:
+    """Raise DtoError if so few dev problems certify no exit, even one that loses no answer."""
+    settings = recipe.calibrate
+    goal = (
+        f"to certify a loss of at most {100 * settings.max_loss:g} points "
+        f"(calibrate.max_loss) with probability {100 * (1 - settings.error):g} %"
+    )
+    needed = problems_needed(settings.max_loss, settings.error)
+    if needed is None or not settings.certify:
+        raise DtoError(f"no number of problems is enough {goal}: raise calibrate.max_loss")
+    certifying = _certifying(problems, settings)
+    if certifying >= needed:
+        return
+    enough = ceil(needed / settings.certify)
+    while _certifying(enough, settings) < needed:
+        enough += 1
+    raise DtoError(
+        f"{problems:,} dev problems are too few {goal}, even for an exit "
+        f"that changes no grade: {certifying:,} "
+        f"of them certify (calibrate.certify), {needed:,} are needed. Set problems.dev to "
+        f"{enough:,} or more, or raise calibrate.max_loss; --force records them all the same, for "
+        "`dto evaluate --replay`"
+    )
+
+
+def _certifying(problems: int, settings: CalibrateSettings) -> int:
+    """How many of the problems certify, as `dto.calibration.risk.split` divides them."""
+    first = round(settings.choose * problems)
+    return min(problems, first + round(settings.certify * problems)) - first
 
 
 def calibrate(run_directory: Path) -> Calibration:
@@ -158,8 +192,9 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
             reason = "no candidate saves tokens"
         elif not certified:
             reason = (
-                f"no candidate can be certified to lose at most {settings.max_loss:g}: the best, "
-                f"{tested[0].exit}, loses {tested[0].loss:+.3f} on {len(parts.certify):,} problems "
+                f"no candidate can be certified to lose at most "
+                f"{100 * settings.max_loss:g} points: the best, {tested[0].exit}, loses "
+                f"{shown(tested[0].loss, '%')} points on {len(parts.certify):,} problems "
                 f"(p = {tested[0].p:.2g}, needed {settings.error:g}). More problems or a larger "
                 "calibrate.max_loss may help; every further attempt carries its own risk, so halve "
                 "calibrate.error for it"
@@ -214,7 +249,7 @@ class Curve:
     def table(self) -> Table:
         """A table of `none` and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
-        columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
+        columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain, points (95 %)": "gain",
                    "tokens (95 %)": "tokens"}  # fmt: skip
         return arms_table(
             (base, *pareto_front(self.points)),

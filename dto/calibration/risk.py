@@ -25,6 +25,7 @@ from dto.records import derive
 Floats = npt.NDArray[np.float64]
 
 LARGEST_BET = 0.9  # share of the wealth at risk, so that one bad problem cannot lose it all
+MOST_PROBLEMS = 2**22  # that are thought of
 BETS = 100  # fixed bets among which `growth` takes the best
 
 
@@ -71,6 +72,28 @@ def p_value(losses_P: Floats, limit: float, level: float) -> float:
     )
     wealth_P = np.cumsum(np.log1p(stake_P * (limit - losses_P)))
     return float(min(1.0, np.exp(-wealth_P.max())))
+
+
+def problems_needed(limit: float, level: float) -> int | None:
+    """The fewest problems that reject the null at `level` when none of them loses anything.
+
+    With fewer, no candidate can be certified that does not gain accuracy. None: no number is
+    enough, as with a limit of 0.
+    """
+
+    def rejects(problems: int) -> bool:
+        return p_value(np.zeros(problems), limit, level) <= level
+
+    most = 1
+    while not rejects(most):
+        most *= 2
+        if most > MOST_PROBLEMS:
+            return None
+    few = most // 2
+    while most - few > 1:
+        middle = (few + most) // 2
+        few, most = (few, middle) if rejects(middle) else (middle, most)
+    return most
 
 
 def growth(losses_P: Floats, limit: float) -> float:

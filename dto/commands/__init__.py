@@ -17,7 +17,7 @@ from dto.api import find_recipe
 from dto.cluster import Ray
 from dto.errors import RecipeError, RunConflictError
 from dto.extension import nearest
-from dto.recipe import Recipe
+from dto.recipe import Loader, Recipe
 from dto.runs.run import Consent, OpenRun, Stale, refuse
 from dto.settings import Column
 
@@ -125,9 +125,10 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
         if not equals or not key.strip():
             raise RecipeError(f"--set {change!r}: write it as key=value, as in sample.samples=4")
         try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {change!r}: {value!r} is not a YAML value") from None
+            parsed[key.strip()] = yaml.load(value, Loader)
+        except yaml.YAMLError as error:
+            why = getattr(error, "problem", None) or "it cannot be read"
+            raise RecipeError(f"--set {change!r}: {value!r} is not a YAML value: {why}") from None
     return parsed
 
 

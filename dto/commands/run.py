@@ -194,12 +194,25 @@ def evaluate(
 ) -> None:
     """Run the evaluation alone, or replay many exits on recorded traces."""
     recipe, place = read_target(target, changes)
-    if not replay:
-        _compute("evaluate", recipe, out or place, recompute, yes, code, ray)
-        return
-    from dto.calibration.calibrate import replay_run
+    place = out or place
+    if replay:
+        from dto.calibration.calibrate import replay_run
 
-    print(replay_run(out or place, recipe))
+        print(replay_run(place, recipe))
+        return
+    run, quoted = RunReader(place), quote(str(place))
+    if "trained" in recipe.evaluate.models and run.manifest("train") is None:
+        raise DtoError(
+            f"evaluate.models has `trained`, and {place} has no trained model: evaluate the base "
+            "model alone with --set 'evaluate.models=[base]', or train one first with "
+            f"`dto run {quoted}`"
+        )
+    _compute("evaluate", recipe, place, recompute, yes, code, ray)
+    from dto.reporting.report import front_section, measure
+
+    result = measure(place)
+    print(f"{result.title}\n\n{front_section(result.public())}")
+    print(f"\nAll figures and a page: dto report {quoted}. Answers: dto view {quoted}")
 
 
 def pilot(
@@ -221,7 +234,7 @@ def pilot(
     with held(opened, "pilot"):
         run_stages(opened, needed(recipe, "prune", "pilot"), may_be_empty=True)
         print(study(opened.path))
-        print(f"\n{opened.path}/pilot: pilot.json")
+        print(f"\n{opened.path}/pilot: pilot.html, pilot.json")
 
 
 def calibrate(
@@ -232,6 +245,9 @@ def calibrate(
     recompute: Recompute = False,
     yes: Yes = False,
     overwrite: Overwrite = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Record although too few problems can certify an exit.")
+    ] = False,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
@@ -240,15 +256,25 @@ def calibrate(
     Records the dev problems with all trial answers, and writes a policy file for recipes.
     """
     from dto.calibration.calibrate import calibrate as calibrate_run
+    from dto.calibration.calibrate import check_problems
+    from dto.engines import check_installed
     from dto.engines.models import load_tokenizer
 
     recipe, place = _to_calibrate(target, changes)
+    recorded = RunReader(out or place).state("trace") == "finished"
+    if not recorded:
+        check_installed(recipe.model.engine)
+    if not (force or recorded):
+        check_problems(recipe, recipe.problems.dev)
     load_tokenizer(recipe.model)  # fail before the run directory exists if there is no such model
     ask = consent(recompute or overwrite, yes)
     opened = open_run(
         out or place, recipe, recompute=ask, overwrite=overwrite, allow_code_execution=code
     )
     with held(opened, "calibrate"):
+        if not (force or recorded):  # a source can have fewer problems than it is asked for
+            run_stages(opened, needed(recipe, "problems"))
+            check_problems(recipe, opened.count("problems", split="dev"))
         run_stages(opened, needed(recipe, "trace"))
         print(calibrate_run(opened.path))
         print(f"{opened.path}/calibrate: policy.yaml, calibration.json, calibration.png")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import isnan, nan
 from pathlib import Path
+from shlex import quote
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -26,11 +27,11 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.compare.compare import method_names
+from dto.compare.compare import BASE, method_names
 from dto.errors import DtoError
-from dto.reporting.evaluation import Arm, too_many_failed
+from dto.reporting.evaluation import Arm, minus, too_many_failed
 from dto.reporting.funnel import judging_accuracy
-from dto.reporting.page import Section, make_figure, render_page
+from dto.reporting.page import Headline, Section, make_figure, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, save, style_axes
 from dto.reporting.table import Cell, Table, write_json
 from dto.reporting.write import reproduce_section
@@ -112,27 +113,28 @@ class Comparison:
     def title(self) -> str:
         """Name, number of problems, samples and seeds."""
         seeds = f", seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
-        return f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}"
+        samples = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
+        return f"{self.name}: {self.problems:,} test problems × {samples}{seeds}"
 
     def tables(self) -> tuple[Table, ...]:
         """Build the tables: accuracy, tokens, cost and choice, and judging."""
         return (
             Table.of("Accuracy", self.rows, {
-                "method": (_method, ""),
+                "method": (lambda row: row.method, ""),
                 "accuracy % (95 %)": (lambda row: row.accuracy, "%"),
-                f"Δ {self.reference}, points (95 %)": (self._unless_reference("gain"), "+z%"),
+                f"Δ vs {self.reference}, points (95 %)": (self._unless_reference("gain"), "+z%"),
                 "p": (self._unless_reference("gain_p"), ".4f"),
                 "rank": (lambda row: row.accuracy_rank or "–", ""),
             }),
             Table.of("Tokens per question", self.rows, {
-                "method": (_method, ""),
+                "method": (lambda row: row.method, ""),
                 "tokens (95 %)": (lambda row: row.tokens, ".1f"),
-                f"Δ {self.reference} (95 %)": (self._unless_reference("tokens_change"), "+z.1f"),
+                f"Δ vs {self.reference} (95 %)": (self._unless_reference("tokens_change"), "+z.1f"),
                 "p": (self._unless_reference("tokens_change_p"), ".4f"),
                 "rank": (lambda row: row.tokens_rank or "–", ""),
             }),
             Table.of("Cost, and choice on dev", self.rows, {
-                "method": (_method, ""),
+                "method": (lambda row: row.method, ""),
                 "policy tokens": (lambda row: row.policy_tokens, ",.0f"),
                 "for data": (lambda row: row.charged, ""),
                 "core seconds": (lambda row: row.cpu_seconds, ",.0f"),
@@ -172,17 +174,14 @@ class Comparison:
             "picked or not."
         )
         return (
-            f"Differences from {self.reference} are paired by problem. p: paired bootstrap over "
-            f"problems, with Holm's correction over the {pairs} pairs of methods. {ranking}",
+            f"Δ vs {self.reference}: difference from {self.reference}, paired by problem. p: "
+            "paired bootstrap over problems, with Holm's correction over the "
+            f"{pairs} pairs of methods. {ranking}",
             f"Each training has a budget of {self.budget:,} policy tokens: tokens generated for "
             "its data plus tokens trained on. The table has the mean over the trainings of a "
             "method, and how many of these tokens were generated for the data.",
             *([judging] if self.judging else []),
         )
-
-
-def _method(row: MethodRow) -> Cell:
-    return row.method
 
 
 def compare_page(run: RunReader, result: Comparison) -> str:
@@ -205,7 +204,48 @@ def compare_page(run: RunReader, result: Comparison) -> str:
         result.tables(),
         notes=result.notes(),
     )
-    return render_page(result.name, result.title, (), [methods, section])
+    subtitle = result.title.removeprefix(f"{result.name}: ")
+    return render_page(result.name, subtitle, _cards(result), [methods, section])
+
+
+def _cards(result: Comparison) -> list[Headline]:
+    """Build the cards: the reference against the base, the most accurate, the fewest tokens."""
+    rows = {row.method: row for row in result.rows if not isnan(row.tokens.value)}
+    reference, base = rows.get(result.reference), rows.get(BASE)
+    if reference is None:
+        return []
+    cards = []
+    if base is not None and base is not reference:
+        fewer = 100 * (1 - reference.tokens.value / base.tokens.value)
+        gain = minus(0.0, base.gain)
+        verdict, mood = _verdict(gain, base.gain_p)
+        cards.append(
+            Headline(
+                f"{reference.method} against {BASE}",
+                f"{abs(fewer):.0f} % {'fewer' if fewer >= 0 else 'more'} tokens",
+                f"accuracy {shown(base.accuracy.value, '%')} → "
+                f"{shown(reference.accuracy.value, '%')} %: {gain:+%} points, {verdict}",
+                f"{reference.tokens:,.0f} tokens, {base.tokens:,.0f} of the base",
+                mood,
+            )
+        )
+    best = max(rows.values(), key=lambda row: row.accuracy.value)
+    shortest = min(rows.values(), key=lambda row: row.tokens.value)
+    for title, row in (("most accurate", best), ("fewest tokens", shortest)):
+        claim, mood = "the reference", "open"
+        if row is not reference:
+            verdict, mood = _verdict(row.gain, row.gain_p)
+            claim = f"Δ vs {result.reference}: {row.gain:+%} points, {verdict}"
+        detail = f"{row.accuracy:%} % at {row.tokens:,.0f} tokens"
+        cards.append(Headline(title, row.method, claim, detail, mood))
+    return cards
+
+
+def _verdict(gain: Estimate, p: float) -> tuple[str, str]:
+    """A difference in words, and the mood of its card."""
+    if not p < SIGNIFICANT:
+        return "no difference shown", "open"
+    return ("a gain", "good") if gain.value > 0 else ("a loss", "bad")
 
 
 def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
@@ -221,7 +261,12 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
             [row.accuracy],
             scale=100,
             fmt=MARKERS[index % len(MARKERS)],
-            markersize=6,
+            # A hollow ring around the point of a method whose model is the base.
+            **(
+                {"markersize": 11, "markerfacecolor": "none"}
+                if row.method == BASE
+                else {"markersize": 6}
+            ),
             label=row.method,
             color=COLOURS[index % len(COLOURS)],
             elinewidth=0.9,
@@ -316,7 +361,9 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         place = RunReader(run / "compare" / name)
         done_path = place / "done.json"
         if not (place.table("evaluate").is_file() and done_path.is_file()):
-            raise DtoError(f"compare: method {name} is not finished in {run}: run `dto run {run}`")
+            raise DtoError(
+                f"compare: method {name} is not finished in {run}: run `dto run {quote(str(run))}`"
+            )
         rows = place.frame("evaluate", "problem_id", "grade", "tokens").collect()
         frames.append(rows.with_columns(problem_id=pl.lit(f"{number}/") + pl.col("problem_id")))
         tested = place if place.test_stage == "test" else RunReader(run)

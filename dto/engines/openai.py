@@ -27,9 +27,16 @@ from dto.engines.openai_wire import (
     request_body,
 )
 from dto.engines.server import SEEDS_ON_CPU, STOPS
-from dto.engines.shared import Cost, check, check_score, completion_of, unbranched, unfit
+from dto.engines.shared import (
+    Cost,
+    check,
+    check_score,
+    completion_of,
+    encode_prompt,
+    unbranched,
+    unfit,
+)
 from dto.errors import EngineError
-from dto.prompts import encode_prompt
 from dto.protocols import (
     Capabilities,
     Chunk,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Sampling
+from dto.errors import DtoError, EngineError
+from dto.prompts import Arguments, render_chat
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling
 from dto.records import IdsFrom
 from dto.text import first_stop
 from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
@@ -152,3 +153,23 @@ def response_text(
         ids = ids[:-1]
     text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
     return text
+
+
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    template: Arguments | None = None,
+) -> tuple[int, ...]:
+    """Convert a prompt to ids; messages go through the chat template, which adds the only BOS.
+
+    `template` holds the template's arguments. Raises EngineError for messages if the tokenizer has
+    no chat template, or one that cannot render them.
+    """
+    messages = [part for part in prompt if not isinstance(part, int)]
+    if not messages:
+        return tuple(part for part in prompt if isinstance(part, int))
+    try:
+        return render_chat(messages, tokenizer, model, template)
+    except DtoError as error:
+        raise EngineError(str(error)) from None

@@ -30,13 +30,13 @@ from dto.engines.shared import (
     check,
     check_score,
     completion_of,
+    encode_prompt,
     end_ids,
     failure,
     response_text,
     unfit,
 )
 from dto.errors import EngineError
-from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
 from dto.text import StopReader

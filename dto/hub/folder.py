@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -141,20 +142,21 @@ def chosen_stages(
     if (run / "train").is_dir():  # it has checkpoints, no journal
         started.add("train")
     started -= finished | cut
+    place = quote(str(path))
     for stage in sorted(requested - finished - cut):
         state = "not finished" if stage in started else "missing"
-        raise DtoError(f"stage {stage} is {state} in {path}: run `dto {stage} {path}` first")
+        raise DtoError(f"stage {stage} is {state} in {path}: run `dto {stage} {place}` first")
     if pending := sorted(existing - finished - cut - started) if not only else []:
         raise DtoError(
-            f"{path} was pulled without the test questions of {pending[0]}: run `dto run {path}` "
+            f"{path} was pulled without the test questions of {pending[0]}: run `dto run {place}` "
             "first, or omit --test-sets"
         )
     if not only and "pair" in started:
-        raise DtoError(f"stage pair is not finished in {path}: continue with `dto run {path}`")
+        raise DtoError(f"stage pair is not finished in {path}: continue with `dto run {place}`")
     wanted = [stage for stage in PUBLISHED if not only or stage in requested]
     stages = tuple(stage for stage in wanted if stage in finished and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
-        raise DtoError(f"{path} has no finished stage to publish: continue with `dto run {path}`")
+        raise DtoError(f"{path} has no finished stage to publish: continue with `dto run {place}`")
     check_chain(run, [stage for stage in wanted if stage in finished])
     withheld = tuple(stage for stage in wanted if stage in cut)
     return PublishedStages(stages, withheld, () if only else tuple(sorted(started)))
@@ -171,7 +173,7 @@ def check_chain(run: RunReader, stages: Sequence[str]) -> None:
             if current is not None and current["digest"] != digest:
                 raise DtoError(
                     f"stage {stage} in {path} was computed from another state of {upstream}: "
-                    f"update it with `dto run {path}`"
+                    f"update it with `dto run {quote(str(path))}`"
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 
 from dto.errors import DtoError, disk_errors
 from dto.hub.card import (
@@ -38,7 +39,8 @@ def build_model(
     training = run.manifest("train")
     if training is None or not (run / "train" / "model").is_dir():
         raise DtoError(
-            f"stage train is not finished in {run.path}: run `dto train {run.path}` first"
+            f"stage train is not finished in {run.path}: run "
+            f"`dto train {quote(str(run.path))}` first"
         )
     if training.get("kept_step") == NOT_TRAINED:
         raise DtoError(f"{run.path} has no trained model: {training.get('reason')}")

@@ -23,12 +23,11 @@ from dto.hub.card import (
     single_license,
     test_set_origins,
     with_license,
-    withheld_stages,
     write_card,
 )
 from dto.hub.model import build_model
 from dto.hub.upload import Kind, UploadResult, check_name, upload
-from dto.redact import Redaction, machine_names, texts_of
+from dto.redact import Redaction, machine_names, texts_of, withheld_stages
 from dto.reporting.report import measure
 from dto.runs.run import OpenRun
 

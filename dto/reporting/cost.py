@@ -229,8 +229,10 @@ def break_even_sentences(even: BreakEven) -> tuple[str, str]:
     return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {saving}"
 
 
-def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section | OmittedSection:
-    """Build the section with the cost of each stage and the break-even."""
+def cost_section(
+    costs: Sequence[StageCost], even: BreakEven | None, trained: bool = True
+) -> Section | OmittedSection:
+    """Build the section with the cost of each stage and the break-even, if a model is trained."""
     title = "Cost and break-even"
     if not costs:
         return OmittedSection(title, "no stage of the run is finished.")
@@ -242,7 +244,7 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
     ]
     if even is not None:
         facts += break_even_sentences(even)
-    elif spent:
+    elif spent and trained:
         facts.append("The break-even is unknown: it needs evaluations of the base and of the "
                      "trained model, both without an exit and with few failures.")  # fmt: skip
     table = Table.of(

@@ -48,8 +48,8 @@ class Section:
     """A part of a report.
 
     `facts` are sentences about this run. Only the page shows `text` (above the tables), `notes`
-    (below), `code` (verbatim) and `folded` (title and text, opened by a click). A table without
-    rows is not shown.
+    (below), `code` (verbatim), `html` (escaped by its maker) and `folded` (title and text, opened
+    by a click). A table without rows is not shown.
     """
 
     id: str
@@ -60,6 +60,7 @@ class Section:
     facts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     code: str = ""
+    html: str = ""
     folded: tuple[str, str] | None = None
 
     def __str__(self) -> str:

@@ -101,11 +101,14 @@ def _styles(rows: Sequence[Figures]) -> Callable[[Figures], PointStyle]:
 def scatter(axes: Axes, rows: Sequence[R], style: Callable[[R], PointStyle]) -> None:
     """Plot accuracy against tokens (thinking, answer and trials) with intervals of both.
 
-    A dotted line joins the Pareto front.
+    A dotted line joins the Pareto front. A point that a later one would cover is a ring around it.
     """
-    for row in rows:
+    places = [(row.tokens.value, row.accuracy.value) for row in rows]
+    for number, row in enumerate(rows):
         label, color, marker = style(row)
-        error_bars(axes, [row.tokens], [row.accuracy], scale=100, fmt=marker, markersize=6,
+        covered = places[number] in places[number + 1 :]
+        face = {"markersize": 11, "markerfacecolor": "none"} if covered else {"markersize": 6}
+        error_bars(axes, [row.tokens], [row.accuracy], scale=100, fmt=marker, **face,
                    label=label, color=color, elinewidth=1.1, capsize=2.5)  # fmt: skip
     best = pareto_front(rows)
     axes.plot(

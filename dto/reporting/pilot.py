@@ -17,15 +17,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from textwrap import fill
 
 import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
 from dto.reporting.evaluation import minus
+from dto.reporting.page import Headline, Section, render_page
 from dto.reporting.table import Table, write_json
+from dto.reporting.write import reproduce_section
+from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
-from dto.statistics import Estimate
+from dto.statistics import Estimate, shown
 
 PEARLS: Mapping[str, str] = {
     "of_all": "of all responses",
@@ -86,6 +91,12 @@ class PilotStudy:
             f"{self.name}: {self.responses:,} responses to {self.problems:,} problems, "
             f"{self.right:,} right" + (f", {self.failed:,} failed" if self.failed else "")
         )
+        return "\n\n".join(
+            [head, *(table.text() for table in self.tables()), fill(self.sentence, 100)]
+        )
+
+    def tables(self) -> list[Table]:
+        """The tables that have rows: pearls, static exits, savings."""
         pearl = f"Pearls: early exits that answer right, p > {self.threshold:g}"
         left_out = f"{self.left_out:,} responses without an estimate do not count."
         notes = (left_out,) if self.left_out else ()
@@ -94,7 +105,28 @@ class PilotStudy:
             self._static_table(),
             _shares("Savings by optimizing", "", SAVINGS, self.savings),
         ]
-        return "\n\n".join([head, *(table.text() for table in tables if table.rows)])
+        return [table for table in tables if table.rows]
+
+    @property
+    def sentence(self) -> str:
+        """What the study found, in a few sentences."""
+        if not self.responses:
+            return (
+                "Nothing can be said: no response has a grade. Every problem needs a gold answer."
+            )
+        parts = [f"The model is right in {self.accuracy:%} % of its responses"]
+        if (pearl := self.pearls.get("of_all")) is not None:
+            position = shown(self.pearls["position"].value, ".0%")
+            parts.append(
+                f"Of all responses, {pearl:%} % have an early exit that answers right, on average "
+                f"after {position} % of the thinking"
+            )
+        if (tokens := self.savings.get("tokens")) is not None:
+            parts.append(
+                f"Optimizing saves {tokens:%} % of the tokens of right responses and repairs "
+                f"{self.savings['repaired']:%} % of the others"
+            )
+        return "".join(f"{part}. " for part in parts).strip()
 
     def _static_table(self) -> Table:
         rows = [
@@ -128,7 +160,8 @@ def study(directory: Path) -> PilotStudy:
     for stage in ("sample", "pilot"):
         if not (directory / stage / "rows.parquet").is_file():
             raise DtoError(
-                f"the pilot study needs {directory}/{stage}: run `dto pilot {directory}`"
+                f"the pilot study needs {directory}/{stage}: run "
+                f"`dto pilot {quote(str(directory))}`"
             )
     run = RunReader(directory)
     sampled = _sampled(run)
@@ -149,7 +182,30 @@ def study(directory: Path) -> PilotStudy:
         savings=_savings(run, graded),
     )
     write_json(run / "pilot" / "pilot.json", result)
+    write_text(run / "pilot" / "pilot.html", pilot_page(run, result))
     return result
+
+
+def pilot_page(run: RunReader, result: PilotStudy) -> str:
+    """Return the HTML of a study, styled like a run's report."""
+    head, *_ = str(result).splitlines()
+    cards = {
+        "responses with a right early exit": result.pearls.get("of_all"),
+        "tokens saved by optimizing, right responses": result.savings.get("tokens"),
+        "other responses repaired": result.savings.get("repaired"),
+    }
+    headlines = [
+        Headline(title, f"{share:%} %", "", f"of {share.samples:,} responses")
+        for title, share in cards.items()
+        if share is not None
+    ]
+    section = Section("pilot", "How much of the thinking comes after the answer?",
+                      (result.sentence,), tables=tuple(result.tables()),
+                      notes=("Brackets hold 95 % intervals.",))  # fmt: skip
+    subtitle = head.removeprefix(f"{result.name}: ")
+    return render_page(
+        f"{result.name}: pilot study", subtitle, headlines, [section, reproduce_section(run)]
+    )
 
 
 def _sampled(run: RunReader) -> pl.DataFrame:

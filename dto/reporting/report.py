@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -110,13 +111,13 @@ class Report:
         """Build the sections in the order of the page."""
         batch = batch_section(self.batch, self.training)
         return [
-            _front(self),
+            front_section(self),
             _difficulty(self),
             *([batch] if batch is not None else []),
             _positions(self),
             _calibration(self),
             curve_section(self.curve, self.training),
-            cost_section(self.costs, self.break_even),
+            cost_section(self.costs, self.break_even, self.recipe.train.method != "none"),
             funnel_section(self.funnel, self.recipe),
         ]
 
@@ -140,7 +141,7 @@ def measure(path: Path) -> Report:
     even = None
     failed = any(row.verdict == "too many failed" and row.arm == ("trained", plain) for row in rows)
     saved, flops = (_saved(arms, plain, name) for name in ("tokens", "model_flops"))
-    if not failed and not isnan(saved.value):
+    if recipe.train.method != "none" and not failed and not isnan(saved.value):
         even = break_even(costs, saved, flops)
     return Report(
         recipe=recipe,
@@ -177,7 +178,7 @@ def _arms(run: RunReader) -> list[Arm]:
     """Split the evaluation table by task, model and exit, in the order of the recipe."""
     recipe, path = run.recipe, run.table("evaluate")
     if not path.is_file():
-        raise DtoError(f"the report needs {path}: run `dto evaluate {run.path}` first")
+        raise DtoError(f"the report needs {path}: run `dto evaluate {quote(str(run.path))}` first")
     schema = pl.read_parquet_schema(path)
     rows = pl.read_parquet(path, columns=[name for name in COLUMNS if name in schema])
     if "model_flops" not in schema:  # the table of an earlier version
@@ -216,7 +217,8 @@ def _arms(run: RunReader) -> list[Arm]:
     )
 
 
-def _front(report: Report) -> Section:
+def front_section(report: Report) -> Section:
+    """Build the section with accuracy and tokens of every arm."""
     several = len(report.tasks) > 1
     arm = {"model": "model", "exit": "exit"}
     columns = arm | {

@@ -33,7 +33,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = Markup
+    environment.filters["made"] = Markup  # escaped where it was made
     return environment.get_template(name)
 
 

@@ -23,6 +23,7 @@ from dto.recipe import Recipe
 from dto.records import Problem
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.reporting.evaluation import minus
+from dto.reporting.examples import examples_section
 from dto.reporting.page import Headline, OmittedSection, Section, render_page
 from dto.reporting.pictures import front, save
 from dto.reporting.report import Report, measure
@@ -30,6 +31,7 @@ from dto.reporting.table import Table, papers_table, write_json
 from dto.reporting.training import SHRUNK, thinking_sentence
 from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
+from dto.statistics import Estimate, shown
 
 QUESTION = "Your question"
 TASK = "math500"
@@ -80,7 +82,11 @@ def run_page(run: RunReader, report: Report) -> str:
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
     problems = report.title.removeprefix(report.name).removeprefix(": ")
     subtitle = f"{model}, {problems or 'not evaluated'}, seed {recipe.seed}"
-    sections = [*report.sections(), use_section(run, report), reproduce_section(run)]
+    first, *others = report.sections()
+    name = shlex.quote(f"runs/{public_names([recipe.name])[recipe.name]}")
+    examples = examples_section(run, report.plain, name)
+    more = (use_section(run, report), reproduce_section(run))
+    sections = [first, examples, *others, *more]
     return render_page(report.name, subtitle, _headlines(report), sections)
 
 
@@ -92,6 +98,9 @@ def _headlines(report: Report) -> list[Headline]:
         for row in report.averages or report.rows
         if row.arm not in failed and row.gain is not None and row.ratio is not None
     ]
+    bases = base_accuracies(report)
+    if report.recipe.train.method == "none":
+        compared = [part for part in compared if part[0].model != "trained"]
     trained = [part for part in compared if part[0].arm == ("trained", report.plain)]
     others = [part for part in compared if part not in trained and part[1].high >= 0]
     headlines = []
@@ -105,8 +114,9 @@ def _headlines(report: Report) -> list[Headline]:
                 name if row.model == "trained" and row.exit == report.plain
                 else f"{name}: fewest tokens without a shown loss",
                 f"{abs(100 * (1 - ratio.value)):.0f} % {change} tokens",
-                f"accuracy {gain:+%} points: {claim}",
-                f"{ratio:%} % of the base tokens",
+                f"accuracy {shown(bases[row.task].value, '%')} → {shown(row.accuracy.value, '%')} "
+                f"%: {gain:+%} points, {claim}",
+                f"{row.accuracy:%} % right, {ratio:%} % of the base tokens",
                 mood,
             )
         )  # fmt: skip
@@ -287,6 +297,8 @@ def outcome(run: RunReader, report: Report, place: str = "") -> Outcome | None:
 def result_sentence(report: Report, training: Mapping[str, Any]) -> str:
     """Say in one sentence what training has changed, with 95 % intervals, or that it has not."""
     reason = str(training.get("reason") or "no reason is recorded")
+    if report.recipe.train.method == "none":
+        return "Nothing was trained (train.method is none): `trained` is the base model."
     if not training.get("kept_step"):
         reason = reason if "base is kept" in reason else f"base is kept: {reason}"
         return f"{reason[0].upper()}{reason[1:]}. The model of this run is the base model."
@@ -300,11 +312,18 @@ def result_sentence(report: Report, training: Mapping[str, Any]) -> str:
     if not verdict:  # a mean over tasks
         verdict = "a gain" if row.gain.low > 0 else "a loss" if row.gain.high < 0 else UNSHOWN
     over = f"the mean over {len(report.tasks)} tasks" if report.averages else "the test problems"
-    saved = minus(1.0, row.ratio)
+    before = base_accuracies(report)[row.task]
     return (
-        f"On {over}, training changed accuracy by {row.gain:+%} points ({verdict}) and saved "
-        f"{saved:%…} % of the tokens."
+        f"On {over}, training changed accuracy from {shown(before.value, '%')} to "
+        f"{shown(row.accuracy.value, '%')} %, by {row.gain:+%} points ({verdict}), and saved "
+        f"{minus(1.0, row.ratio):%…} % of the tokens."
     )
+
+
+def base_accuracies(report: Report) -> dict[str, Estimate]:
+    """The accuracy of the base model without an exit by task, or the mean over tasks."""
+    rows = report.averages or report.rows
+    return {row.task: row.accuracy for row in rows if row.arm == ("base", report.plain)}
 
 
 def serve_command(recipe: Recipe, folder: str) -> str:

@@ -52,7 +52,9 @@ class RunReader:
             return self._given, ()
         recipe, unknown = read_recipe(self.path / "recipe.yaml")
         if unknown:
-            _warn_of_settings(self.path, unknown)
+            done = next(self.path.glob("*/manifest.json"), None)
+            made = {} if done is None else manifest.read(done.parent) or {}
+            _warn_of_settings(self.path, unknown, made.get("versions", {}).get("dto", "unknown"))
         return recipe, unknown
 
     @property
@@ -136,7 +138,7 @@ class RunReader:
 
 
 @cache
-def _warn_of_settings(path: Path, unknown: tuple[str, ...]) -> None:
+def _warn_of_settings(path: Path, unknown: tuple[str, ...], version: str) -> None:
     """Warn once, however many readers of the run there are."""
-    names = ", ".join(unknown)
-    logger.warning("%s: settings of another version in its recipe are ignored: %s", path, names)
+    text = "%s: made by dto %s; settings that this version does not know are ignored: %s"
+    logger.warning(text, path, version, ", ".join(unknown))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from filelock import FileLock
@@ -191,9 +192,10 @@ class OpenRun(RunReader):
         for upstream in stage.reads(self.recipe):
             finished = self.manifest(upstream)
             if finished is None:
+                place = quote(str(self.path))
                 raise DtoError(
                     f"stage {stage.name} needs {upstream}, which is not finished in {self.path}: "
-                    f"run `dto {upstream} {self.path}` first, or `dto run {self.path}`"
+                    f"run `dto {upstream} {place}` first, or `dto run {place}`"
                 )
             config[f"digest of {upstream}"] = finished["digest"]
         return config

@@ -163,8 +163,7 @@ class Stage:
     """The arXiv id of the paper that it implements."""
     width: Callable[[Recipe], int] = lambda recipe: 1
     """The number of parallel requests for one row."""
-    essential: str = ""
-    """What goes into it, if a run without its rows is pointless; empty: it may leave none."""
+    essential: str = ""  # what goes into it, if all is pointless without its rows
     of_method: bool = False
     """Whether each method of a comparison may have its own settings for it."""
 
@@ -176,8 +175,7 @@ class Stage:
 READ_AHEAD = 32
 """Groups read at a time by the reader thread, since switching threads costs more than a row."""
 MAX_CONSECUTIVE_FAILURES = 20
-"""Abort after this many consecutive groups whose requests all failed, or when the first this-many
-groups all ended in an error."""
+"""Abort after so many consecutive groups whose requests all failed, or first groups in error."""
 MAX_FAILED_REQUESTS = 0.05
 """The largest share of failed requests with which a stage can finish; above it, resume retries."""
 
@@ -193,8 +191,7 @@ class Runner:
         self.directory = directory
         self.record = record
         self.config = dict(config)
-        self._failed_in_a_row = 0  # groups
-        self._unjudged_in_a_row = 0  # groups, of those that asked a judge
+        self._failed_in_a_row = self._unjudged_in_a_row = 0  # groups; those that asked a judge
         self._failure = ""
 
     @property
@@ -224,7 +221,6 @@ class Runner:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
 
         `elsewhere` replaces `work`: it does in another process what `attempt` does here.
-
         An exception in one group drops it with reason `error`. A DtoError of `work` is raised: the
         configuration is wrong, not a row. Also raises DtoError if the disk is full, if the first
         groups all end in errors, and if many consecutive groups get no answer from the engine.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
+from shlex import quote
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -117,7 +118,8 @@ def read_traces(run_directory: Path) -> Iterator[Trace]:
     run = RunReader(run_directory)
     if run.state("trace") != "finished":
         raise DtoError(
-            f"{run_directory} has no traces: record them with `dto calibrate {run_directory}`"
+            f"{run_directory} has no traces: record them with "
+            f"`dto calibrate {quote(str(run_directory))}`"
         )
     return run.rows("trace", Trace)
 

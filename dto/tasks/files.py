@@ -56,7 +56,7 @@ def read_source(source: Source) -> dict[str | None, Rows]:
             raise DtoError(f"source {name}: expected {expected}, a folder or a Hub dataset")
         return {None: _guarded(path, read)}
     if source.kind == "folder" and not path.is_dir():
-        raise DtoError(f"source {name} does not exist: check the path")
+        raise _missing("source", path)
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     if path.is_dir() and not saved and not (subset or _has_configs(path)):
         splits = _folder(path)
@@ -90,6 +90,12 @@ def _dataset(source: Source, saved: bool) -> dict[str | None, Rows]:
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}
+
+
+def _missing(kind: str, path: Path) -> DtoError:
+    """The error for a path to nothing; a relative one is told with the folder it starts from."""
+    where = "" if path.is_absolute() else f", which starts in {Path.cwd()} or beside the recipe"
+    return DtoError(f"{kind} {path} does not exist: check the path{where}")
 
 
 def _has_configs(folder: Path) -> bool:
@@ -158,7 +164,7 @@ def _guarded(path: Path, read: _Reader) -> Iterator[Row | Dropped]:
     import pyarrow as pa
 
     if not path.is_file():
-        raise DtoError(f"file {path} does not exist: check the path")
+        raise _missing("file", path)
     try:
         yield from read(path)
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid, UnicodeError, csv.Error) as error:

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -183,7 +184,7 @@ class TrainingState:
                     f"train: {directory} has checkpoints of {_team(previous)}, up to step "
                     f"{scores[-1]['step']}, and this training has {_team(mark)}: set "
                     "train.processes and train.accelerate back to resume it, or discard it with "
-                    f"`dto train {directory.parent} --recompute`"
+                    f"`dto train {quote(str(directory.parent))} --recompute`"
                 )
             if not same:
                 self._clear()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import yaml
@@ -236,11 +237,12 @@ def trained_model(run: RunReader) -> Path:
     folder = run / "train" / "model"
     if folder.is_dir():
         return folder
+    place = quote(str(run.path))
     if run.manifest("train") is None:
-        raise DtoError(f"{run.path} has no trained model yet: train it with `dto train {run.path}`")
+        raise DtoError(f"{run.path} has no trained model yet: train it with `dto train {place}`")
     raise DtoError(
-        f"{run.path} has no trained model: download it with `dto pull USER/NAME --out {run.path} "
-        f"--weights`, or train it with `dto train {run.path} --recompute`"
+        f"{run.path} has no trained model: download it with `dto pull USER/NAME --out {place} "
+        f"--weights`, or train it with `dto train {place} --recompute`"
     )
 
 

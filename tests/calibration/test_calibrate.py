@@ -47,7 +47,7 @@ def test_the_cheapest_certified_exit_is_picked() -> None:
     assert result.held_out.gain.value == pytest.approx(0.1, abs=0.06)
     assert result.held_out.tokens.value == 20 + 5 + 2 * 2 + 2
     assert result.base.tokens.value == 110
-    assert "with probability ≥ 0.9" in str(result)
+    assert "loss of accuracy ≤ 2 points with probability ≥ 90 %" in str(result)
 
 
 def test_a_larger_loss_admits_a_cheaper_exit() -> None:
@@ -62,7 +62,7 @@ def test_a_larger_loss_admits_a_cheaper_exit() -> None:
 @pytest.mark.parametrize(
     ("traces", "reason"),
     [
-        ([harmful(n) for n in range(400)], "no candidate can be certified to lose at most 0.02"),
+        ([harmful(n) for n in range(400)], "can be certified to lose at most 2 points"),
         ([harmless(n) for n in range(24)], "no candidate can be certified"),
         ([hand_trace(f"{n:04d}", True, [(0.1, True)]) for n in range(40)], "no candidate saves"),
         (

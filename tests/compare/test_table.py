@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from dto.compare.compare import BASE
-from dto.compare.report import report
+from dto.compare.report import front, report
 from dto.records import EvaluationRow, Grade, Problem
+from dto.reporting.pictures import legend_marks
 from dto.tables import write
 
 
@@ -76,6 +77,42 @@ def test_ranks_and_differences(tmp_path: Path) -> None:
     assert (same.gain.value, same.gain_p) == (0.0, 1.0)
     assert [row.accuracy_rank for row in result.rows] == [2, 1, 2]
     assert [row.tokens_rank for row in result.rows] == [2, 1, 2]
+
+
+@pytest.mark.slow
+def test_cards_and_columns_name_the_reference(tmp_path: Path) -> None:
+    result = report([comparison(tmp_path / "a", 200)])
+    page = (tmp_path / "a" / "compare" / "compare.html").read_text("utf-8")
+    shown = page[page.index('<div class="headlines">') :].partition("<nav")[0]
+    assert shown.count('<b>good</b><span class="good">Δ vs base: +25.0 (') == 2
+    assert "points, a gain" in shown and "50.0 (" in shown
+    for text in (page, str(result)):
+        assert "Δ vs base, points (95 %)" in text and "Δ vs base (95 %)" in text
+    assert result.title == "made: 200 test problems × 1 sample"
+
+
+@pytest.mark.slow
+def test_the_reference_is_set_beside_the_base(tmp_path: Path) -> None:
+    run = comparison(tmp_path / "a", 200)
+    for path in (run / "recipe.yaml", *run.glob("compare/*/recipe.yaml")):
+        data = yaml.safe_load(path.read_text())
+        data["compare"]["reference"] = "good"
+        path.write_text(yaml.safe_dump(data))
+    report([run])
+    page = (run / "compare" / "compare.html").read_text("utf-8")
+    shown = page[page.index('<div class="headlines">') :].partition("<nav")[0]
+    assert "good against base" in shown and "accuracy 25.0 → 50.0 %: +25.0 (" in shown
+    assert "<b>49 % fewer tokens</b>" in shown and "the reference" in shown
+
+
+@pytest.mark.slow
+def test_the_base_is_seen_under_a_method_that_is_the_base(tmp_path: Path) -> None:
+    """`same` answers as base does: its point lies in the ring of base."""
+    result = report([comparison(tmp_path / "a", 120)])
+    marks = legend_marks(front(result.rows).axes[0])
+    sizes = {name: mark.get_markersize() for name, mark in marks.items()}
+    faces = {name: mark.get_markerfacecolor() for name, mark in marks.items()}
+    assert sizes[BASE] > sizes["same"] and faces[BASE] == "none" != faces["same"]
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from dto.engines.shared import unbranched
+from dto.engines.shared import encode_prompt, unbranched
 from dto.errors import EngineError
-from dto.prompts import Arguments, encode_prompt
+from dto.prompts import Arguments
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
 from dto.text import StopReader

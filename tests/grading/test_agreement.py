@@ -147,9 +147,17 @@ def test_an_answer_without_a_gold_one_is_no_disagreement(tmp_path: Path) -> None
     assert found.correct == {"ours": 1, "deer": 1} and not found.unreadable
 
 
-@pytest.mark.parametrize("rules", [("ours",), ("ours", "nobody"), ()])
+def test_one_grader_grades(tmp_path: Path) -> None:
+    source = tmp_path / "answers.jsonl"
+    source.write_text('{"gold": "4", "prediction": "4"}\n{"gold": "4", "prediction": "5"}\n')
+    found = agree(str(source), ("ours",), tmp_path / "out")
+    assert (found.answers, found.correct) == (2, {"ours": 1})
+    assert "50.0%" in str(found) and "disagreements" not in str(found)
+
+
+@pytest.mark.parametrize("rules", [("nobody",), ("ours", "nobody"), ()])
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, rules: tuple[str, ...]) -> None:
-    with pytest.raises(DtoError, match="choose two or more of ours, math-verify"):
+    with pytest.raises(DtoError, match="choose one or more of ours, math-verify"):
         agree("answers.jsonl", rules, tmp_path)
 
 

@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto.errors import DtoError
-from dto.hub.card import withheld_stages
 from dto.hub.publish import publish
 from dto.hub.pull import pending_stages, pull
 from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import NOWHERE, EvaluationRow, Problem
+from dto.redact import withheld_stages
 from dto.reporting.write import report
 from dto.runs import manifest
 from dto.runs.run import OpenRun, agree

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dto.reporting.write import report
+from dto.viewer.page import view
 from tests.viewer.browser import Browser
 
 INK = "getComputedStyle(document.querySelector('figure svg [style*=\"var(--ink)\"]')).fill"
@@ -39,6 +40,38 @@ def test_a_report_in_light_and_dark(browser: Browser, page: Path) -> None:
     assert {ink for ink, _ in seen}.isdisjoint(paper for _, paper in seen)
     assert browser.errors == []
     assert all(url.startswith(("file://", "data:")) for url in browser.requests)
+
+
+def test_examples_lead_to_their_rows(browser: Browser, page: Path) -> None:
+    run = page.parents[1]
+    view(run)
+    report(run)
+    browser.call("Page.navigate", url=page.as_uri())
+    browser.wait("document.readyState === 'complete' && document.querySelector('.example')")
+    links = browser.js("[...document.querySelectorAll('.example h3 a')].map((a) => a.href)")
+    questions = browser.js("[...document.querySelectorAll('.question')].map((p) => p.innerText)")
+    assert isinstance(links, list) and isinstance(questions, list) and links
+    for link, question in zip(links, questions, strict=True):
+        browser.open(link)
+        shown = str(browser.js("document.getElementById('detail').innerText"))
+        assert question in shown, link
+
+
+def test_what_scrolls_shows_it(browser: Browser, page: Path) -> None:
+    size = {"width": 420, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    try:
+        browser.call("Page.navigate", url=page.as_uri())
+        browser.wait("document.readyState === 'complete' && document.querySelector('#reproduce')")
+        wide = (
+            "[...document.querySelectorAll('.scroll, figure')]"
+            ".filter((e) => e.scrollWidth > e.clientWidth)"
+        )
+        assert browser.js(f"{wide}.length")
+        shade = "getComputedStyle(e).backgroundImage.includes('radial-gradient')"
+        assert browser.js(f"{wide}.every((e) => {shade})")
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_a_report_fits_a_telephone(browser: Browser, page: Path) -> None:
