@@ -81,7 +81,9 @@ def test_a_recipe_of_another_version(run: RunReader, caplog: pytest.LogCaptureFi
         later = RunReader(run.path)
         assert later.recipe.name == "r"
     assert sorted(later.unknown) == ["estimate.psychic", "evaluate.exits.0.aura", "telepathy"]
-    assert "settings of another version in its recipe are ignored" in caplog.text
+    assert (
+        "made by dto unknown; settings that this version does not know are ignored" in caplog.text
+    )
     settings["estimate"]["threshold"] = "high"
     path.write_text(yaml.safe_dump(settings))
     with pytest.raises(RecipeError, match="threshold"):
