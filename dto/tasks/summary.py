@@ -105,11 +105,8 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """The figures for people, one in a line."""
-        name = "responses" if self.responses != 1 else "response"
-        yield (
-            f"{self.source}: {self.rows:,} rows: {self.responses:,} {name} to "
-            f"{self.problems:,} questions"
-        )
+        responses, questions = _count(self.responses, "response"), _count(self.problems, "question")
+        yield f"{self.source}: {_count(self.rows, 'row')}: {responses} to {questions}"
         if not self.paired:
             grades = (f"{self.grades.get(grade, 0):,} {grade}" for grade in _GRADES)
             yield f"grades           {', '.join(grades)}"
@@ -127,14 +124,14 @@ class Summary:
                 yield f"{label:16} {count:,}{notes.get(label, '')}"
         if self.left_out:
             parts = (
-                f"{part.replace('_', ' ')} of {count:,} rows"
+                f"{part.replace('_', ' ')} of {_count(count, 'row')}"
                 for part, count in self.left_out.items()
                 if part != "tags"
             )
             if text := ", ".join(parts):
                 yield f"left out         {text}"
             if rewritten := self.left_out.get("tags"):
-                yield f"tags rewritten   {rewritten:,} rows"
+                yield f"tags rewritten   {_count(rewritten, 'row')}"
         for reason, rows in self.dropped.items():
             yield f"dropped          {rows.count:,} {reason}: {rows.example}"
         if (verdicts := self.agreement) is not None:
@@ -172,6 +169,10 @@ class Summary:
                 f"{self.long:,} of {self.responses:,} responses do not fit into the context of "
                 f"{self.context:,} tokens: import them for a model with a longer one (--model)"
             )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 _GRADES = ("correct", "wrong", "truncated", "failed")

@@ -109,7 +109,7 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
         "no gold answer   1",
         "thinking         1 never closed",
         "without thinking 1",
-        "left out         system prompt of 1 rows, image of 2 rows",
+        "left out         system prompt of 1 row, image of 2 rows",
         "duplicates       1 (same question, same response)",
         "tokens           median 8, 90 % below 2,047, longest 2,047",
         "dropped          2 unreadable_gold: gold",
