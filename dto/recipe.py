@@ -24,7 +24,7 @@ from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import RULES
 from dto.sequential import MOST_BOUNDARIES, share, zone
-from dto.settings import UNSET, Column, Count, Probability, SamplingSettings, Server, added
+from dto.settings import UNSET, Column, Count, Probability, SamplingSettings, Servers, added
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
@@ -72,7 +72,7 @@ class ModelSettings(Settings):
     kv_bytes: Count | None = None  # transformers: batch; None: half of a GPU, or 4 GiB
     gpu_memory: Probability = 0.9  # vllm: share of the GPU's memory
     tensor_parallel: Count = 1  # vllm: GPUs for one copy of the model
-    server: Server | None = None  # openai: base URL; None: OpenAI's own
+    server: Servers = None  # openai: base URLs; None: OpenAI's own
     api: Literal["auto", "completions", "chat"] = "auto"  # openai
     api_key: str = "OPENAI_API_KEY"  # openai: name of an environment variable
     tokenizer: str | None = None  # openai: Hub id or folder, where `name` is neither

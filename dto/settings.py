@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from dto import extension
 from dto.errors import EngineError, RecipeError
@@ -46,19 +39,22 @@ Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
 
 
-def _server(server: str) -> str:
-    parts = urlsplit(server)
+def _server(server: Any) -> str:
+    parts = urlsplit(str(server))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an http:// or https:// URL, such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise ValueError(
-            "the URL holds a user, password or query: put the key into an environment variable "
-            "and name that in model.api_key"
-        )
-    return server
+        raise ValueError("the URL holds a user or key: put that into the variable of model.api_key")
+    return str(server)
 
 
-Server = Annotated[str, AfterValidator(_server)]
+def _servers(given: Any) -> Any:
+    several = isinstance(given, list | tuple) and given
+    return tuple(map(_server, given)) if several else None if given is None else _server(given)
+
+
+Server = Annotated[str, BeforeValidator(_server)]
+Servers = Annotated[str | tuple[str, ...] | None, BeforeValidator(_servers)]
 
 
 class SamplingSettings(Settings):

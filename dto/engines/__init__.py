@@ -1,6 +1,6 @@
 """Engines: everything that needs tokens asks one (:mod:`dto.protocols`).
 
-The three built-in engines are classes with one constructor, `(settings, name)`. A subclass can
+The built-in engines are classes with one constructor, `(settings, name)`. A subclass can
 override a method and be named in a recipe by its import path.
 """
 
@@ -42,6 +42,10 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             from dto.engines.vllm import VLLMEngine
 
             return VLLMEngine(settings, name)
+        case "openai" if isinstance(settings.server, tuple):
+            from dto.engines.servers import ServersEngine
+
+            return ServersEngine(settings, name)
         case "openai":
             from dto.engines.openai import OpenAIEngine
 

@@ -166,6 +166,14 @@ class OpenAIEngine:
             await asyncio.gather(request, return_exceptions=True)
             cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
+    async def answers(self) -> bool:
+        """Whether the server is up. One that refuses the question is."""
+        try:
+            await self._transport.models()
+        except RequestError as error:
+            return error.status is not None and error.status < 500
+        return True
+
     def branched(self) -> NoReturn:
         """Raise EngineError: a server does not support it."""
         raise unbranched(self.model)

@@ -58,7 +58,7 @@ class Transport:
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises EngineError for OpenAI's own server without a key."""
-        self.server = settings.server or OPENAI
+        self.server = str(settings.server or OPENAI)
         self.key_name = settings.api_key
         self._key = os.environ.get(settings.api_key, "")
         if not self._key and settings.server is None:
