@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -98,14 +99,18 @@ async def fails(key: str, folder: str, ctx: Any) -> Problem:
     return await plain(key, folder, ctx)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    yield
-    ray.shutdown()
+    """Ray's files are in a folder of this test, and no token is written into the home folder."""
+    with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
-def run(tmp_path: Path, cluster: None) -> RunReader:
+def run(tmp_path: Path) -> RunReader:
     (tmp_path / "recipe.yaml").write_text("name: r\n", encoding="utf-8")
     return RunReader(tmp_path, make_recipe({"name": "r", "model": {"name": "nano"}}, {}, ""))
 
