@@ -40,17 +40,18 @@ async def to_trajectory(
     """The trajectory of a response, with the ids that the model would have in its context.
 
     The chat template decides whether the prompt or the response opens the thinking. A response that
-    closes its thinking ends with EOS; one that does not is graded `truncated`, and one without a
-    gold answer `failed` (`no_gold_answer`). A response with other tags than `model.think` is
-    dropped as `foreign_tags`. Raises DtoError if the chat template cannot render the question.
+    closes its thinking ends with EOS; one that does not, or that the limit of tokens cut off, is
+    graded `truncated`, and one without a gold answer `failed` (`no_gold_answer`). A response with
+    other tags than `model.think` is dropped as `foreign_tags`. Raises DtoError if the chat template
+    cannot render the question.
     """
     tags = think_tags(tokenizer, settings)
-    foreign = tags.foreign(response.text, ended=True)
+    foreign = tags.foreign(response.text, ended=not response.cut)
     if foreign is not None:
         row_id = Trajectory.make_id(response.problem.id, response.sample)
         return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
-    prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
-    completion = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
+    prompt, ids, ended = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
+    completion = Completion(tuple(ids), "", "stop" if ended else "length", ids_from="encoded")
     return await make_trajectory(
         response.problem,
         completion,
@@ -80,10 +81,10 @@ def _encode(
     elif not opened and tags.close in text and tags.open not in text.partition(tags.close)[0]:
         text = f"{tags.open}\n{text}"
     ids = list(tags.encode(tokenizer, text))
-    closed = split_thinking(text, opened, tags).closed
-    if closed and tokenizer.eos_token_id is not None:
+    ended = split_thinking(text, opened, tags).closed and not response.cut
+    if ended and tokenizer.eos_token_id is not None:
         ids.append(int(tokenizer.eos_token_id))
-    return prompt, ids, closed
+    return prompt, ids, ended
 
 
 async def imported(

@@ -39,7 +39,8 @@ BLOCK = 1024  # gold answers that are checked together
 class Response(NamedTuple):
     """A row as one response; `text` has the tags of the row, or tags derived from its fields.
 
-    `correct` is the source's own verdict on this response. `left_out` names the parts of its row
+    `correct` is the source's own verdict on this response; `cut`: the source says that the limit of
+    tokens cut it off. `left_out` names the parts of its row
     that were not imported (`system_prompt`, `image`, `tools`, `generations`) or were rewritten
     (`tags`).
     """
@@ -50,6 +51,7 @@ class Response(NamedTuple):
     whole: bool = False  # one side of a preference: without tags it has no thinking
     correct: bool | None = None
     left_out: tuple[str, ...] = ()
+    cut: bool = False
 
 
 def holds_pairs(
@@ -148,9 +150,9 @@ def read_responses(
             told = _tell(readings, told)
         problem_id = Problem.make_id(TASK, read.question, read.answer)
         problem = Problem(problem_id, TASK, "train", read.question, read.answer, rule)
-        for text, correct in zip(read.texts, read.correct, strict=True):
+        for text, correct, cut in zip(read.texts, read.correct, read.cut, strict=True):
             sample = samples[problem_id]
-            yield Response(problem, sample, text, pairs, correct, read.left_out)
+            yield Response(problem, sample, text, pairs, correct, read.left_out, cut)
             samples[problem_id] += 1
     if verbose:
         _tell(readings, told)

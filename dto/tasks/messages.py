@@ -12,14 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dto.tags import KNOWN_TAGS, ThinkTags
 from dto.tasks.task import FieldError
 
 THINKING = ("thinking", "reasoning_content", "reasoning")
 SYSTEM_PROMPT, IMAGE, FILE, TOOLS = "system_prompt", "image", "file", "tools"
 REDACTED, SUMMARY = "redacted_thinking", "summary"
+OPEN_THOUGHTS = ("<|begin_of_thought|>", "<|end_of_thought|>")
+_SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
 _CONTENT = ("content", "value")
+_FINISH = ("finish_reason", "stop_reason")
+_LIMITS = (
+    "length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_length", "model_length",
+    "model_context_window_exceeded",
+)  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
 _FILE_PARTS = ("audio", "video", "file", "document")
@@ -28,13 +36,15 @@ _FILE_PARTS = ("audio", "video", "file", "document")
 class Content(NamedTuple):
     """The thinking and the text of a message, and what was left out of it; None: it has none.
 
-    `place` tells where in the message the thinking is, for people.
+    `place` tells where in the message the thinking is, for people. `cut`: the message says that the
+    limit of tokens cut it off.
     """
 
     thinking: str | None
     text: str | None
     left_out: tuple[str, ...] = ()
     place: str = ""
+    cut: bool = False
 
 
 def role(turn: Mapping[str, Any]) -> str:
@@ -85,14 +95,20 @@ def read_question(turns: Sequence[Mapping[str, Any]]) -> Content:
 def read_reply(message: Mapping[str, Any]) -> Content:
     """The response that a message of the assistant, or a choice of a completion, holds."""
     content = read_content(first(message, _CONTENT), "response")
+    content = content._replace(cut=any(is_cut_off(message.get(name)) for name in _FINISH))
     called = message.get("tool_calls") or message.get("function_call")
     left_out = (*content.left_out, TOOLS) if called else content.left_out
     for name in THINKING:
         beside = read_content(message.get(name), "thinking")
         thinking = beside.thinking if beside.text is None else beside.text
         if thinking is not None:
-            return Content(thinking, content.text, left_out, f"{name} of the message")
+            return Content(thinking, content.text, left_out, f"{name} of the message", content.cut)
     return content._replace(left_out=left_out)
+
+
+def is_cut_off(reason: object) -> bool:
+    """Whether a server's reason for the end of a response is the limit of tokens."""
+    return isinstance(reason, str) and reason.lower() in _LIMITS
 
 
 def is_parts(value: object) -> bool:
@@ -161,6 +177,58 @@ def _thought(part: Mapping[str, Any]) -> tuple[str, bool]:
         if value:
             return text_of(value, "thinking"), key == "summary"
     return "", False
+
+
+def composed(reply: Content, tags: ThinkTags, *, untagged: bool = False) -> tuple[str, str]:
+    """A response as one text with its tags, and where its thinking was; empty if it has no text.
+
+    An `untagged` one is thinking that ends in its final answer.
+    """
+    text, thinking, how = reply.text or "", reply.thinking, "tags in the response"
+    if text.lstrip().startswith(OPEN_THOUGHTS[0]) and tags.open != OPEN_THOUGHTS[0]:
+        text, how = _rewritten(text, tags), f"{OPEN_THOUGHTS[0]} … rewritten to {tags.open}"
+    elif untagged and tags.close not in text and thinking is None:
+        thinking, text = _parted(text)
+        how = "the response before its final answer"
+    elif thinking is not None:
+        how = reply.place
+    elif not any(tag in text for pair in ((tags.open, tags.close), *KNOWN_TAGS) for tag in pair):
+        how = "none"
+    if thinking is not None and tags.close not in text:
+        thought = thinking.lstrip().removeprefix(tags.open).lstrip("\n")
+        if text.strip() and thought.rstrip().endswith(tags.close):
+            thought = f"{thought.rstrip()}\n\n"
+        elif text.strip():
+            thought += f"\n{tags.close}\n\n"
+        text = f"{tags.open}\n{thought}{text}"
+    if _is_empty(text, tags):
+        raise FieldError("empty_response", "", "the response is empty")
+    return text, how
+
+
+def _rewritten(text: str, tags: ThinkTags) -> str:
+    opening, closing = OPEN_THOUGHTS
+    text = f"{tags.open}\n".join(part.lstrip() for part in text.split(opening))
+    text = f"\n{tags.close}".join(part.rstrip() for part in text.split(closing))
+    for tag in _SOLUTION:
+        text = "\n\n".join(part.strip() for part in text.split(tag))
+    return text.strip()
+
+
+def _parted(text: str) -> tuple[str, str]:
+    r"""Cut thinking without tags before `**Final Answer**`, or the paragraph of the last box."""
+    cut = text.rfind("**Final Answer**")
+    if cut < 0 and (box := text.rfind(r"\boxed")) >= 0:
+        cut = max(text.rfind("\n\n", 0, box), 0)
+    return (text, "") if cut < 0 else (text[:cut].rstrip(), text[cut:].lstrip("\n"))
+
+
+def _is_empty(text: str, tags: ThinkTags) -> bool:
+    """Whether a response is empty but for tags, of its model or another."""
+    for pair in ((tags.open, tags.close), *KNOWN_TAGS):
+        if not text.replace(pair[1], "").replace(pair[0], "").strip():
+            return True
+    return False
 
 
 def text_of(value: object, field: str) -> str:

@@ -8,11 +8,14 @@ from typing import NamedTuple, TypeVar
 
 from dto.grading.compare import numeric
 from dto.grading.extract import last_box
-from dto.tags import KNOWN_TAGS, ThinkTags
+from dto.tags import ThinkTags
 from dto.tasks.messages import (
+    OPEN_THOUGHTS,
     SYSTEM_PROMPT,
     TOOLS,
     Content,
+    composed,
+    is_cut_off,
     is_parts,
     read_content,
     read_question,
@@ -37,8 +40,6 @@ from dto.tasks.task import FieldError, Row
 T = TypeVar("T")
 
 GENERATIONS, REWRITTEN = "generations", "tags"
-OPEN_THOUGHTS = ("<|begin_of_thought|>", "<|end_of_thought|>")
-_SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _TRUE = ("true", "yes", "c", "correct", "right")
 _FALSE = ("false", "no", "i", "incorrect", "wrong")
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
@@ -57,13 +58,15 @@ class Undecided(FieldError):
 class ReadRow(NamedTuple):
     """A row of a source. `texts` are its responses with tags, `correct` the source's verdicts.
 
-    `fields` tells the name of the shape, under `shape`, and how each field was read.
+    `cut` tells which responses the limit of tokens cut off. `fields` tells the name of the shape,
+    under `shape`, and how each field was read.
     """
 
     question: str
     texts: tuple[str, ...]
     answer: str
     correct: tuple[bool | None, ...]
+    cut: tuple[bool, ...]
     left_out: tuple[str, ...]
     fields: Mapping[str, str]
     variant: str = ""
@@ -88,22 +91,24 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         replies = _beside(replies, thoughts, answered, thought_at)
     answer_at, answer = _gold(row, shape)
     correct_at, correct = _correct(row, shape, len(replies))
+    finish_at, cut = _cut_off(row, shape, len(replies))
     left_out = [*question.left_out, *_left_out(row, shape)]
     texts, how = [], thought_at
     for reply in replies:
         left_out += reply.left_out
-        text, read_as = _composed(reply, tags, shape)
+        text, read_as = composed(reply, tags, untagged=shape.untagged)
         texts.append(text)
         how = how or read_as
     if how.startswith(OPEN_THOUGHTS[0]):
         left_out.append(REWRITTEN)
     fields = {"shape": shape.name, "question": asked, "response": answered, "thinking": how,
-              "answer": answer_at, "correct": correct_at}  # fmt: skip
+              "answer": answer_at, "correct": correct_at, "finish": finish_at}  # fmt: skip
     return ReadRow(
         _stripped(question.text),
         tuple(texts),
         answer,
         correct,
+        tuple(here or reply.cut for here, reply in zip(cut, replies, strict=True)),
         tuple(sorted(set(left_out))),
         fields,
         str(find(row, shape.variant) or "") if shape.variant else "",
@@ -120,7 +125,7 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     asked, prompt = _pick(row, shape, "question", _read_question)
     questions = set() if prompt is None else {(prompt.text or "").strip()}
     left_out = [*(() if prompt is None else prompt.left_out), *_left_out(row, shape)]
-    texts = []
+    texts, cut = [], []
     for side in SIDES:
         response = find(row, side)
         if response is None:
@@ -137,7 +142,8 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         else:
             reply = read_content(response, "response")
         left_out += reply.left_out
-        texts.append(_composed(reply, tags, shape)[0])
+        texts.append(composed(reply, tags)[0])
+        cut.append(reply.cut)
     if not questions:
         raise _missing(row, shape, "question")
     if len(questions) > 1:
@@ -150,6 +156,7 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         tuple(texts),
         answer,
         (None, None),
+        tuple(cut),
         tuple(sorted(set(left_out))),
         fields,
     )
@@ -265,55 +272,6 @@ def _beside(
     ]
 
 
-def _composed(reply: Content, tags: ThinkTags, shape: Shape) -> tuple[str, str]:
-    """A response as one text with its tags, and where its thinking was. Raises FieldError."""
-    text, thinking, how = reply.text or "", reply.thinking, "tags in the response"
-    if text.lstrip().startswith(OPEN_THOUGHTS[0]) and tags.open != OPEN_THOUGHTS[0]:
-        text, how = _rewritten(text, tags), f"{OPEN_THOUGHTS[0]} … rewritten to {tags.open}"
-    elif shape.untagged and tags.close not in text and thinking is None:
-        thinking, text = _parted(text)
-        how = "the response before its final answer"
-    elif thinking is not None:
-        how = reply.place
-    elif not any(tag in text for pair in ((tags.open, tags.close), *KNOWN_TAGS) for tag in pair):
-        how = "none"
-    if thinking is not None and tags.close not in text:
-        thought = thinking.lstrip().removeprefix(tags.open).lstrip("\n")
-        if text.strip() and thought.rstrip().endswith(tags.close):
-            thought = f"{thought.rstrip()}\n\n"
-        elif text.strip():
-            thought += f"\n{tags.close}\n\n"
-        text = f"{tags.open}\n{thought}{text}"
-    if _is_empty(text, tags):
-        raise FieldError("empty_response", "", "the response is empty")
-    return text, how
-
-
-def _rewritten(text: str, tags: ThinkTags) -> str:
-    opening, closing = OPEN_THOUGHTS
-    text = f"{tags.open}\n".join(part.lstrip() for part in text.split(opening))
-    text = f"\n{tags.close}".join(part.rstrip() for part in text.split(closing))
-    for tag in _SOLUTION:
-        text = "\n\n".join(part.strip() for part in text.split(tag))
-    return text.strip()
-
-
-def _parted(text: str) -> tuple[str, str]:
-    r"""Cut thinking without tags before `**Final Answer**`, or the paragraph of the last box."""
-    cut = text.rfind("**Final Answer**")
-    if cut < 0 and (box := text.rfind(r"\boxed")) >= 0:
-        cut = max(text.rfind("\n\n", 0, box), 0)
-    return (text, "") if cut < 0 else (text[:cut].rstrip(), text[cut:].lstrip("\n"))
-
-
-def _is_empty(text: str, tags: ThinkTags) -> bool:
-    """Whether a response is empty but for tags, of its model or another."""
-    for pair in ((tags.open, tags.close), *KNOWN_TAGS):
-        if not text.replace(pair[1], "").replace(pair[0], "").strip():
-            return True
-    return False
-
-
 def _stripped(question: str | None) -> str:
     if not (question or "").strip():
         raise FieldError("empty_question", "", "the question is empty")
@@ -372,6 +330,30 @@ def _correct(row: Row, shape: Shape, count: int) -> tuple[str, tuple[bool | None
         if (read := tuple(map(_verdict, value))) != (None,) * count:
             return path, read
     return "", (None,) * count
+
+
+def _cut_off(row: Row, shape: Shape, count: int) -> tuple[str, list[bool]]:
+    """Where the source says how responses ended, and which of `count` were cut off."""
+    paths, cut = [], [False] * count
+    for path in shape.finish:
+        value = find(row, path)
+        ends = value if isinstance(value, list) else [value]
+        here = [_is_cut(path, end) for end in ends]
+        if len(ends) not in (1, count):
+            if any(here):
+                detail = f"{path} tells the end of {len(ends)} responses, there are {count}"
+                raise FieldError("unequal_lists", "", detail)
+        elif any(end is not None for end in ends):
+            paths.append(path)
+            here *= count // len(ends)
+            cut = [before or now for before, now in zip(cut, here, strict=True)]
+    return " and ".join(paths), cut
+
+
+def _is_cut(path: str, end: object) -> bool:
+    if path.startswith("is_"):
+        return _verdict(end) is path.startswith("is_truncated")
+    return is_cut_off(end)
 
 
 def _verdict(value: object) -> bool | None:

@@ -36,6 +36,10 @@ ANSWER = (
 )  # fmt: skip
 SOLUTION = ("solution", "ground_truth_solution")
 CORRECT = ("correct", "is_correct", "correctness")
+FINISH = (
+    "finish_reason[]", "finish_reasons[]", "stop_reason[]", "is_truncated[]",
+    "is_reasoning_complete[]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,8 @@ class Shape:
     """Texts whose boxed answer, or number, is the gold answer where `answer` has none."""
     correct: tuple[str, ...] = CORRECT
     """Verdicts of the source: for each response, or for the only one."""
+    finish: tuple[str, ...] = FINISH
+    """Why each response, or all, ended; any of these tells that it was cut off."""
     asks: tuple[str, ...] = ("answer",)
     further: tuple[str, ...] = ()
     """Responses of other models, which are not imported."""
@@ -69,6 +75,7 @@ class Shape:
 
 _ASKED = ("messages", "input", "prompt")
 _ANSWERED = ("choices[].message", "choices[].text", "output")
+_ENDED = ("choices[].finish_reason", "incomplete_details.reason[]", "stop_reason[]")
 
 SHAPES: tuple[Shape, ...] = (
     Shape(
@@ -77,6 +84,7 @@ SHAPES: tuple[Shape, ...] = (
         question=tuple(f"body.{path}" for path in _ASKED),
         response=tuple(f"response.body.{path}" for path in _ANSWERED),
         answer=(*ANSWER, "body.metadata.answer"),
+        finish=tuple(f"response.body.{path}" for path in _ENDED),
     ),
     Shape(
         name="request log",
@@ -84,12 +92,14 @@ SHAPES: tuple[Shape, ...] = (
         question=tuple(f"request.{path}" for path in _ASKED),
         response=tuple(f"response.{at}{path}" for at in ("", "body.") for path in _ANSWERED),
         answer=(*ANSWER, "request.metadata.answer"),
+        finish=tuple(f"response.{at}{path}" for at in ("", "body.") for path in _ENDED),
     ),
     Shape(
         name="chat completion",
         needs=("choices",),
         question=(*QUESTION, "messages"),
         response=_ANSWERED[:2],
+        finish=_ENDED[:1],
     ),
     Shape(
         name="OpenR1-Math",
@@ -131,6 +141,7 @@ SHAPES: tuple[Shape, ...] = (
         response=("messages",),
         answer=("target[]", *ANSWER),
         correct=("scores.*.value",),
+        finish=("output.choices[0].stop_reason",),
         asks=(),
     ),
     Shape(
@@ -140,6 +151,7 @@ SHAPES: tuple[Shape, ...] = (
         response=("output.choices[].message",),
         answer=("target[]", *ANSWER),
         correct=("scores.*.value",),
+        finish=("output.choices[].stop_reason",),
         asks=(),
     ),
     Shape(
@@ -165,6 +177,7 @@ SHAPES: tuple[Shape, ...] = (
         needs=("input", "output"),
         question=("input", *QUESTION),
         response=("output",),
+        finish=(*FINISH, "incomplete_details.reason[]"),
         asks=("question", "answer"),
     ),
     Shape(
@@ -236,7 +249,7 @@ def with_columns(shape: Shape, columns: Columns) -> Shape:
         for field in fields
     }
     if "response" in columns:
-        own |= {"thinking": (), "correct": (), "further": ()}
+        own |= {"thinking": (), "correct": (), "finish": (), "further": ()}
     if "answer" in columns:
         own["solution"] = ()
     own |= {str(field): (path,) for field, path in columns.items()}

@@ -76,12 +76,13 @@ class Agreement:
 class Summary:
     """The figures of an import.
 
-    `rows` were read, and gave `responses`. `unclosed` never close their thinking, `no_thinking`
-    have none. `left_out` counts rows by the part of them that was not imported, or by `tags` that
-    were rewritten. `duplicates` repeat question and text of another response. `tokens` are the
-    median, the 90th percentile and the most; `long` responses exceed, with their prompts, the
-    model's `context` (0: unknown). `tag` is what most of the unclosed responses begin with.
-    `digest` is that of the stage sample.
+    `rows` were read, and gave `responses`. The limit of tokens `cut` some off, as their source
+    says; `unclosed` of the others never close their thinking, `no_thinking` have none. `left_out`
+    counts rows by the part of them that was not imported, or by `tags` that were rewritten.
+    `duplicates` repeat question and text of another response. `tokens` are the median, the 90th
+    percentile and the most; `long` responses exceed, with their prompts, the model's `context` (0:
+    unknown). `tag` is what most of the unclosed responses begin with. `digest` is that of the stage
+    sample.
     """
 
     source: str
@@ -92,6 +93,7 @@ class Summary:
     problems: int = 0
     grades: dict[str, int] = field(default_factory=dict)
     no_gold: int = 0
+    cut: int = 0
     unclosed: int = 0
     no_thinking: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -114,11 +116,16 @@ class Summary:
         yield f"tokens           median {median:,}, 90 % below {most:,}, longest {longest:,}"
         counts = {
             "no gold answer": 0 if self.paired else self.no_gold,
+            "cut off": self.cut,
             "thinking": self.unclosed,
             "without thinking": self.no_thinking,
             "duplicates": self.duplicates,
         }
-        notes = {"thinking": " never closed", "duplicates": " (same question, same response)"}
+        notes = {
+            "cut off": " by the token limit, as the source says",
+            "thinking": " never closed",
+            "duplicates": " (same question, same response)",
+        }
         for label, count in counts.items():
             if count:
                 yield f"{label:16} {count:,}{notes.get(label, '')}"
@@ -223,6 +230,7 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
     seen: set[int] = set()
     duplicates = no_gold = 0
     verdicts: dict[str, bool] = {}
+    cut: set[str] = set()
     for response in responses:
         if isinstance(response, Dropped):
             rows, problem = rows + 1, None
@@ -234,13 +242,15 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
         digest = int(content_id(response.problem.question, response.text), 16)
         duplicates += digest in seen
         seen.add(digest)
+        row_id = Trajectory.make_id(response.problem.id, response.sample)
         if response.correct is not None:
-            row_id = Trajectory.make_id(response.problem.id, response.sample)
             verdicts[row_id] = response.correct
+        if response.cut:
+            cut.add(row_id)
         tag = _TAG.match(response.text[:60])
         if tag and tag[1] != DEFAULT_TAGS.open and (tag[1] in tags or len(tags) < 100):
             tags[tag[1]] += 1
-    table = _Table(run, verdicts, _context(recipe.model))
+    table = _Table(run, verdicts, cut, _context(recipe.model))
     common, count = next(iter(tags.most_common(1)), ("", 0))
     done = run.manifest("sample") or {}
     return Summary(
@@ -252,6 +262,7 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
         problems=len(table.problems),
         grades=dict(table.grades),
         no_gold=no_gold,
+        cut=table.cut,
         unclosed=table.unclosed,
         no_thinking=table.no_thinking,
         left_out=dict(left_out),
@@ -268,12 +279,14 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
 class _Table:
     """Figures of the table of trajectories, read in blocks without its texts."""
 
-    def __init__(self, run: RunReader, verdicts: dict[str, bool], context: int) -> None:
+    def __init__(
+        self, run: RunReader, verdicts: dict[str, bool], cut: set[str], context: int
+    ) -> None:
         self.context = context
         self.grades: Counter[str] = Counter()
         self.problems: set[str] = set()
         self.lengths: list[int] = []
-        self.long = self.unclosed = self.no_thinking = 0
+        self.long = self.cut = self.unclosed = self.no_thinking = 0
         self._both: list[tuple[str, str, bool, bool]] = []  # id, problem, the source's, ours
         for row in _rows(run):
             ids = row["tokens"]
@@ -281,7 +294,8 @@ class _Table:
             self.problems.add(row["problem_id"])
             self.lengths.append(ids)
             self.long += 0 < context < ids + row["prompt"]
-            self.unclosed += row["finish_reason"] == "length"
+            self.cut += row["id"] in cut
+            self.unclosed += row["finish_reason"] == "length" and row["id"] not in cut
             self.no_thinking += row["finish_reason"] == "stop" and row["thinking"] == 0
             verdict = verdicts.get(row["id"])
             if verdict is not None and row["grade"] != "failed":

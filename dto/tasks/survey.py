@@ -88,12 +88,12 @@ class Readings:
         for shape, total in shapes.most_common():
             yield f"shape: {shape} ({_rows(total)})"
             ways = {fields: n for fields, n in self._rows.items() if ("shape", shape) in fields}
-            for field in ("question", "response", "thinking", "answer", "correct"):
+            for field in ("question", "response", "thinking", "answer", "correct", "finish"):
                 counts: Counter[str] = Counter()
                 for fields, count in ways.items():
                     if path := dict(fields).get(field):
                         counts[path] += count
-                if field == "correct" and not counts:
+                if field in ("correct", "finish") and not counts:
                     continue
                 yield f"  {field}: {_sources(counts, total)}{self._each(shape, field)}"
             if self._unread[shape]:

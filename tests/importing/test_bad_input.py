@@ -21,7 +21,7 @@ from dto.records import Dropped, Trajectory
 from dto.tags import DEFAULT_TAGS
 from dto.tasks.imported import to_trajectory
 from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
-from dto.tasks.messages import read_content
+from dto.tasks.messages import Content, read_content
 from dto.tasks.rows import read_row, read_sides
 from dto.tasks.survey import WINDOW, is_preference
 from dto.tasks.task import FieldError
@@ -208,6 +208,8 @@ def test_verdicts(row: Row, correct: list[bool | None], tmp_path: Path) -> None:
 UNEQUAL: list[tuple[Row, str]] = [
     ({"problem": "1?", "generations": ["1", "2"], "correctness_math_verify": [True]},
      "unequal_lists"),
+    ({"problem": "1?", "generations": ["1", "2"], "finish_reasons": ["stop", "stop", "length"]},
+     "unequal_lists"),
     (s1k(*PROBLEMS[0][:2], PROBLEMS[0][2][0]) | {"thinking_trajectories": ["a", "b"]},
      "unequal_lists"),
     ({"input": "1?", "target": ["1", "2"], "output": {"choices": [{"message": says("1")}]}},
@@ -308,4 +310,4 @@ def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["text", "output_text"]), st.text()), min_size=1))
 def test_text_parts_are_joined_whole(parts: list[tuple[str, str]]) -> None:
     content = read_content([{"type": kind, "text": text} for kind, text in parts], "response")
-    assert content == (None, "".join(text for _, text in parts), (), "")
+    assert content == Content(None, "".join(text for _, text in parts))

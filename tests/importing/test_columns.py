@@ -227,8 +227,9 @@ def test_the_log_has_a_line_for_each_field(
         "  thinking: tags in the response",
         "  answer: answer",
         "  correct: correctness_math_verify[]",
-        "  not read: solution, problem_type, question_type, source, uuid, is_reasoning_complete, "
-        "correctness_count, messages",
+        "  finish: is_reasoning_complete[]",
+        "  not read: solution, problem_type, question_type, source, uuid, correctness_count, "
+        "messages",
         "shape: columns (2 rows)",
         "  question: question",
         "  response: response",

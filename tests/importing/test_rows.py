@@ -14,7 +14,7 @@ from dto.context import Context, without_engine
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import ModelSettings, Recipe, SegmentSettings
-from dto.records import Dropped
+from dto.records import Dropped, Trajectory
 from dto.stages.segment import segment
 from dto.tasks.imported import to_trajectory
 from dto.tasks.importing import Response, read_responses
@@ -149,6 +149,62 @@ async def test_thinking_that_never_closed_is_truncated(row: dict[str, str], tmp_
 async def test_a_response_without_thinking_is_all_conclusion(tmp_path: Path) -> None:
     row = {"prompt": "2 + 3?", "answer": "5", "response": "It is \\boxed{5}."}
     assert await grade_of(row, tmp_path, opens=False) == ("correct", "", "stop")
+
+
+CHOICE = {"message": {"role": "assistant", "content": WHOLE}}
+CLOSED = {"question": "2 + 3?", "answer": "5"}
+ENDS: list[tuple[str, Mapping[str, Any], bool]] = [
+    ("a choice", {"choices": [CHOICE | {"finish_reason": "length"}]}, True),
+    ("a choice that stops", {"choices": [CHOICE | {"finish_reason": "stop"}]}, False),
+    ("a batch", {"custom_id": "1", "body": {"messages": [ASKED]}, "response": {"body": {
+        "choices": [CHOICE | {"finish_reason": "length"}]}}}, True),
+    ("a log", {"request": {"messages": [ASKED]}, "response": {
+        "choices": [CHOICE | {"finish_reason": "length"}]}}, True),
+    ("Responses API", {"input": "2 + 3?", "output": [{"type": "message", "role": "assistant",
+        "content": [{"type": "output_text", "text": WHOLE}]}],
+        "incomplete_details": {"reason": "max_output_tokens"}}, True),
+    ("inspect", {"input": "2 + 3?", "messages": [ASKED, CHOICE["message"]], "output": {
+        "choices": [CHOICE | {"stop_reason": "max_tokens"}]}}, True),
+    ("a message", {"messages": [ASKED, CHOICE["message"] | {"stop_reason": "max_tokens"}]}, True),
+    ("a message that ends", {"messages": [ASKED, CHOICE["message"] | {"stop_reason": "end_turn"}]},
+     False),
+    ("a column", {"response": WHOLE, "finish_reason": "MAX_TOKENS"}, True),
+    ("an empty column", {"response": WHOLE, "finish_reason": None, "stop_reason": 151645}, False),
+    ("a list", {"generations": [WHOLE], "finish_reasons": ["length"]}, True),
+    ("a flag", {"response": WHOLE, "is_truncated": True}, True),
+    ("a flag as text", {"response": WHOLE, "is_truncated": "false"}, False),
+    ("incomplete thinking", {"generations": [WHOLE], "is_reasoning_complete": [False]}, True),
+    ("complete thinking", {"generations": [WHOLE], "is_reasoning_complete": [True]}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("_", "row", "cut"), ENDS, ids=[row[0] for row in ENDS])
+async def test_a_response_that_the_token_limit_cut_off_has_no_eos(
+    _: str, row: Mapping[str, Any], cut: bool, tmp_path: Path
+) -> None:
+    (response,) = read_responses(write(tmp_path / "rows.jsonl", [CLOSED | row]))
+    assert isinstance(response, Response) and response.cut == cut
+    tokenizer = byte_level(True)
+    async with Grader() as grader:
+        trajectory = await to_trajectory(response, tokenizer, SETTINGS, grader)
+    assert isinstance(trajectory, Trajectory)
+    assert (trajectory.token_ids[-1] == tokenizer.eos_token_id) is not cut
+    ends = ("truncated", "length") if cut else ("correct", "stop")
+    assert (trajectory.grade, trajectory.finish_reason) == ends
+
+
+SEVERAL: list[tuple[Mapping[str, Any], list[bool]]] = [
+    ({"generations": [WHOLE, BARE], "finish_reasons": ["stop", "length"]}, [False, True]),
+    ({"responses": [WHOLE, BARE], "finish_reason": "length"}, [True, True]),
+    ({"responses": [WHOLE, BARE], "finish_reasons": ["stop"] * 3}, [False, False]),
+    ({"choices": [CHOICE, CHOICE | {"finish_reason": "length"}]}, [False, True]),
+]
+
+
+@pytest.mark.parametrize(("row", "cut"), SEVERAL)
+def test_the_end_of_each_response(row: Mapping[str, Any], cut: list[bool], tmp_path: Path) -> None:
+    read = list(read_responses(write(tmp_path / "rows.jsonl", [CLOSED | row])))
+    assert [isinstance(each, Response) and each.cut for each in read] == cut
 
 
 def test_rows_of_one_question_are_its_samples(tmp_path: Path) -> None:

@@ -120,6 +120,16 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
     assert list(found.warnings()) == []
 
 
+def test_a_response_that_was_cut_off_is_not_one_that_never_closes(tmp_path: Path) -> None:
+    rows = [response("a?", cut=True), response("b?"), response("c?")]
+    table = [trajectory(row, "truncated") for row in rows[:2]] + [trajectory(rows[2], "correct")]
+    found = summarize(run_of(tmp_path, table), rows)
+    assert (found.cut, found.unclosed, found.grades["truncated"]) == (1, 1, 2)
+    lines = list(found.lines())
+    assert "cut off          1 by the token limit, as the source says" in lines
+    assert "thinking         1 never closed" in lines
+
+
 def test_a_run_without_rows(tmp_path: Path) -> None:
     found = summarize(run_of(tmp_path, [], [Dropped("x", "foreign_tags", "[THINK]")]), [])
     assert (found.responses, found.tokens, found.agreement) == (0, (0, 0, 0), None)
