@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from dto.settings import Column
@@ -46,8 +47,9 @@ FINISH = (
 class Shape:
     """Where the fields of a published form of rows are: paths, the first with a value is read.
 
-    A row has this shape if each path of `needs` has a value. Of the fields in `asks`, several paths
-    with different values are an error. A path that is both question and response is a chat.
+    A row has this shape if each path of `needs` has a value, and a response is there. Of the fields
+    in `asks`, several paths with different values are an error. A path that is both question and
+    response is a chat.
     """
 
     name: str
@@ -96,9 +98,16 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         name="chat completion",
-        needs=("choices",),
+        needs=("choices[].message",),
         question=(*QUESTION, "messages"),
-        response=_ANSWERED[:2],
+        response=_ANSWERED[:1],
+        finish=_ENDED[:1],
+    ),
+    Shape(
+        name="text completion",
+        needs=("choices[].text", "choices[].finish_reason"),
+        question=QUESTION,
+        response=_ANSWERED[1:2],
         finish=_ENDED[:1],
     ),
     Shape(
@@ -170,15 +179,16 @@ SHAPES: tuple[Shape, ...] = (
         name="instruction and input",
         needs=("instruction", "input", "output"),
         question=("instruction + input",),
-        response=("output",),
+        response=("output", *RESPONSE),
+        asks=("response", "answer"),
     ),
     Shape(
         name="input and output",
         needs=("input", "output"),
         question=("input", *QUESTION),
-        response=("output",),
+        response=("output", *RESPONSE),
         finish=(*FINISH, "incomplete_details.reason[]"),
-        asks=("question", "answer"),
+        asks=("question", "response", "answer"),
     ),
     Shape(
         name="verifiers",
@@ -230,7 +240,12 @@ PREFERENCES = Shape(name="preferences", needs=SIDES, response=SIDES, asks=COLUMN
 
 def shape_of(row: Row, columns: Columns) -> Shape:
     """The shape of a row; the paths in `columns` (`sample.map`) replace those of its fields."""
-    return with_columns(next((shape for shape in SHAPES if _has(row, shape)), COLUMNS), columns)
+    shapes = (shape for shape in SHAPES if _has(row, shape))
+    first = next(shapes, COLUMNS)
+    shape = next((each for each in chain([first], shapes) if _answers(row, each)), None)
+    if shape is None:
+        shape = COLUMNS if _answers(row, COLUMNS) else first
+    return with_columns(shape, columns)
 
 
 def with_columns(shape: Shape, columns: Columns) -> Shape:
@@ -256,8 +271,25 @@ def with_columns(shape: Shape, columns: Columns) -> Shape:
     return replace(shape, **own)
 
 
+def _answers(row: Row, shape: Shape) -> bool:
+    """Whether a row has a response, or thinking, of a shape."""
+    return any(_some(find(row, path)) for path in (*shape.response, *shape.thinking))
+
+
+def _some(value: Any) -> bool:
+    """Whether a value is there, and no empty text, list of nulls, or mapping but a message."""
+    if isinstance(value, Mapping):
+        return bool({"role", "from", "content"} & value.keys())
+    if isinstance(value, list):
+        return any(each is not None and each != "" for each in value)
+    return value is not None and value != ""
+
+
 def _has(row: Row, shape: Shape) -> bool:
-    if not all(find(row, path) is not None for path in shape.needs):
+    found = [find(row, path) for path in shape.needs]
+    if any(
+        value is None or (isinstance(value, list) and value and not _some(value)) for value in found
+    ):
         return False
     if shape.exact and not {name for name in row if row[name] is not None} <= {*shape.needs}:
         return False

@@ -145,6 +145,9 @@ UNDECIDED: list[tuple[Row, str]] = [
     (GOOD | {"problem": "2 + 4?"}, "question and problem can be the question"),
     (GOOD | {"thinking": "a", "reasoning": "b"}, "thinking and reasoning can be the thinking"),
     ({"messages": [user("1?"), says(WHOLE)], "response": "other"}, "messages and response can be"),
+    ({"instruction": "2 +", "input": "3?", "output": "5", "response": WHOLE},
+     "output and response can be the response, and they differ: choose with --map response=output"),
+    ({"input": "2 + 3?", "output": "5", "response": WHOLE}, "output and response can be the resp"),
     ({**next(openr1(*PROBLEMS[0])), "ground_truth": "17"}, "answer and ground_truth can be the"),
 ]  # fmt: skip
 
@@ -168,13 +171,24 @@ CLEAR: list[tuple[Row, str]] = [
     ({**GOOD, "answer": "3 + 2 = 5\n#### 1,005"}, "1005"),
     ({"prompt": [user("2 + 3?")], "question": "2 + 3?", "response": WHOLE}, ""),
     ({"messages": [user("2 + 3?")], "response": WHOLE, "target": 5.0}, "5"),
+    (GOOD | {"choices": [{"label": "A", "text": "4"}, {"label": "B", "text": "5"}]}, "5"),
+    (GOOD | {"choices": {"label": ["A", "B"], "text": ["4", "5"]}}, "5"),
+    (GOOD | {"choices": ["4", "5"]}, "5"),
+    (GOOD | {"choices": []}, "5"),
+    ({"question": "2 + 3?", "choices": [{"text": WHOLE, "finish_reason": "stop"}]}, ""),
+    (GOOD | {"generations": []}, "5"),
+    (GOOD | {"generations": [None]}, "5"),
+    (GOOD | {"deepseek_thinking_trajectory": "", "deepseek_attempt": ""}, "5"),
+    ({"instruction": "2 +", "input": "3?", "output": "", "response": WHOLE}, ""),
+    ({"input": "2 + 3?", "output": WHOLE, "response": WHOLE}, ""),
 ]
 
 
 @pytest.mark.parametrize(("row", "gold"), CLEAR)
 def test_what_is_clear_is_read(row: Row, gold: str, tmp_path: Path) -> None:
     (read,) = responses(write(tmp_path / "rows.jsonl", [row]))
-    assert (read.problem.question, read.problem.answer, read.text) == ("2 + 3?", gold, WHOLE)
+    assert " ".join(read.problem.question.split()) == "2 + 3?"
+    assert (read.problem.answer, read.text) == (gold, WHOLE)
 
 
 @pytest.mark.parametrize("field", ["response=completion", "response=response"])
@@ -200,6 +214,9 @@ HALF: list[tuple[Row, str]] = [
      "problem, solution, answer: name its column, such as --map response=solution"),
     ({"custom_id": "1", "response": {"status_code": 200, "body": choices(says("1"))}},
      "no question .*--input FILE"),
+    ({"custom_id": "1", "body": {"messages": [user("1?")]}, "response": {"body": {"choices": []}}},
+     "no response of the shape OpenAI batch"),
+    ({"problem": "1?", "generations": []}, "no response of the shape OpenR1-Math"),
 ]  # fmt: skip
 
 
