@@ -31,6 +31,7 @@ from dto.tasks.shapes import (
     Columns,
     Shape,
     find,
+    first_step,
     shape_of,
     whole_chat,
     with_columns,
@@ -43,6 +44,8 @@ GENERATIONS, REWRITTEN = "generations", "tags"
 _TRUE = ("true", "yes", "c", "correct", "right")
 _FALSE = ("false", "no", "i", "incorrect", "wrong")
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
+MOST_GOLD = 40
+"""Characters of a number that is a gold answer."""
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "request.tools", "body.tools")
 
@@ -84,6 +87,8 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     answered, replies = _pick(row, shape, "response", _read_replies)
     thought_at, thoughts = _pick(row, shape, "thinking", _texts)
     if replies is None and thoughts is not None:
+        if "thinking" not in columns:
+            _check_alone(row, shape, thought_at)
         replies = [Content(None, None)] * len(thoughts)
     if not replies:
         raise _missing(row, shape, "response")
@@ -121,7 +126,7 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     A side is text, or messages; messages before the last repeat the question, or replace the
     prompt. Raises FieldError, also if the sides answer different questions, and Undecided.
     """
-    shape = with_columns(PREFERENCES, columns)
+    shape = with_columns(PREFERENCES, columns, row)
     asked, prompt = _pick(row, shape, "question", _read_question)
     questions = set() if prompt is None else {(prompt.text or "").strip()}
     left_out = [*(() if prompt is None else prompt.left_out), *_left_out(row, shape)]
@@ -310,7 +315,7 @@ def _last_line(text: str) -> str:
     _, hashes, answer = text.rpartition("####")
     if hashes:
         return answer.strip().replace(",", "")
-    return text if len(text) <= 40 and numeric(text, "math") else ""
+    return text if len(text) <= MOST_GOLD and numeric(text, "math") else ""
 
 
 def _correct(row: Row, shape: Shape, count: int) -> tuple[str, tuple[bool | None, ...]]:
@@ -374,6 +379,28 @@ def _left_out(row: Row, shape: Shape) -> Iterator[str]:
         yield TOOLS
     if any(find(row, path) is not None for path in shape.further):
         yield GENERATIONS
+
+
+def _check_alone(row: Row, shape: Shape, thought_at: str) -> None:
+    """Raise FieldError if a row with thinking alone may have its response in an unknown column.
+
+    An empty column of the response means that the thinking never closed.
+    """
+    if any(first_step(row, path) in row for path in shape.response):
+        return
+    known = {*shape.question, *shape.correct, *_SYSTEM, first_step(row, thought_at)}
+    golds = {*shape.answer, *shape.solution}
+    others = [
+        name
+        for name, value in row.items()
+        if isinstance(value, str) and value.strip() and name not in known
+        if name not in golds or len(value) > MOST_GOLD or "\n" in value or r"\boxed" in value
+    ]
+    if others:
+        choices = " or ".join(f"--map response={name}" for name in others[:3])
+        detail = f"{thought_at} is thinking, but no known column has a response; {_names(row)}"
+        way = f"name its column, such as {choices}; where the thinking never closed"
+        raise FieldError("missing_field", "", f"{detail}: {way}, --map thinking={thought_at}")
 
 
 def _missing(row: Row, shape: Shape, field: str) -> FieldError:

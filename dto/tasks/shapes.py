@@ -245,14 +245,14 @@ def shape_of(row: Row, columns: Columns) -> Shape:
     shape = next((each for each in chain([first], shapes) if _answers(row, each)), None)
     if shape is None:
         shape = COLUMNS if _answers(row, COLUMNS) else first
-    return with_columns(shape, columns)
+    return with_columns(shape, columns, row)
 
 
-def with_columns(shape: Shape, columns: Columns) -> Shape:
+def with_columns(shape: Shape, columns: Columns, row: Row) -> Shape:
     """Replace the paths of a shape's fields.
 
-    A column has one use. With another response, thinking and verdicts are no longer those of the
-    shape.
+    A column has one use. If the row has a response of the shape, but another one is named, thinking
+    and verdicts are no longer those of the shape.
     """
     if not columns:
         return shape
@@ -263,7 +263,7 @@ def with_columns(shape: Shape, columns: Columns) -> Shape:
         field: tuple(path for path in getattr(shape, field) if path not in columns.values())
         for field in fields
     }
-    if "response" in columns:
+    if "response" in columns and any(_some(find(row, path)) for path in own["response"]):
         own |= {"thinking": (), "correct": (), "finish": (), "further": ()}
     if "answer" in columns:
         own["solution"] = ()
@@ -311,6 +311,11 @@ def find(row: Row, path: str) -> Any:
     if path in row:
         return _value(row[path])
     return _follow(row, _steps(path))
+
+
+def first_step(row: Row, path: str) -> str:
+    """The column that a path begins with."""
+    return path if path in row else re.split(r"[.\[]", path, maxsplit=1)[0]
 
 
 @lru_cache(maxsize=1024)

@@ -207,6 +207,31 @@ def test_a_mapped_column_has_one_use(tmp_path: Path) -> None:
     assert (read.text, read.problem.answer) == (WHOLE, WHOLE)
 
 
+BESIDE = {"question": "2 + 3?", "reasoning_content": "It is 5.", "final": "\\boxed{5}"}
+BOTH = "<think>\nIt is 5.\n</think>\n\n\\boxed{5}"
+MAPPED: list[tuple[Row, dict[str, str], str, bool | None]] = [
+    (BESIDE, {"response": "final"}, BOTH, None),
+    (BESIDE | {"correct": True}, {"response": "final"}, BOTH, True),
+    (BESIDE, {"thinking": "reasoning_content"}, "<think>\nIt is 5.", None),
+    (BESIDE | {"content": "6", "correct": True}, {"response": "final"}, "\\boxed{5}", None),
+    (BESIDE | {"content": None}, {}, "<think>\nIt is 5.", None),
+    ({"question": "2 + 3?", "thinking": "It is 5.", "level": 3}, {}, "<think>\nIt is 5.", None),
+    ({"question": "2 + 3?", "thinking": "It is 5.", "answer": "5"}, {}, "<think>\nIt is 5.", None),
+    ({"question": "2 + 3?", "reasoning": "It is 5.", "answer": "\\boxed{5}"},
+     {"response": "answer"}, BOTH, None),
+    ({"question": "2 + 3?", "thinking_trajectories": ["a"], "attempt": "b", "final": "6"},
+     {"response": "final"}, "6", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "columns", "text", "correct"), MAPPED)
+def test_thinking_and_verdicts_belong_to_one_response(
+    row: Row, columns: dict[str, str], text: str, correct: bool | None, tmp_path: Path
+) -> None:
+    (read,) = responses(write(tmp_path / "rows.jsonl", [row]), columns=columns)
+    assert (read.text, read.correct) == (text, correct)
+
+
 HALF: list[tuple[Row, str]] = [
     ({"generations": [WHOLE], "answer": "5"}, r"no question of the shape OpenR1-Math .*--map"),
     ({"question": "1?", "deepseek_thinking_trajectory": "x", "solution": "1"}, "no respons.*--map"),
@@ -216,6 +241,10 @@ HALF: list[tuple[Row, str]] = [
      "no question .*--input FILE"),
     ({"custom_id": "1", "body": {"messages": [user("1?")]}, "response": {"body": {"choices": []}}},
      "no response of the shape OpenAI batch"),
+    (BESIDE | {"reference_answer": "5"}, "reasoning_content is thinking, but no known column has a "
+     "response; .* --map response=final; where the thinking never closed, --map thinking=reason"),
+    ({"question": "1?", "reasoning": "x", "answer": "So it is \\boxed{1}."},
+     "reasoning is thinking, .* --map response=answer; "),
     ({"problem": "1?", "generations": []}, "no response of the shape OpenR1-Math"),
 ]  # fmt: skip
 
