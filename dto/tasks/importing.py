@@ -119,7 +119,8 @@ def read_responses(
     `unequal_lists`, `several_golds` or, if its two sides answer different questions,
     `two_questions`; one that repeats responses under another filter of lm-eval as `duplicate`; one
     whose columns contradict each other beyond the first rows as `undecided`; a line that is not a
-    JSON object as `unreadable_row`. If the source `holds_pairs`, each row gives two responses,
+    JSON object as `unreadable_row`. Of a row with several responses, empty ones are dropped alone,
+    after the others. If the source `holds_pairs`, each row gives two responses,
     chosen and rejected, or none.
 
     Raises:
@@ -151,11 +152,22 @@ def read_responses(
         problem_id = Problem.make_id(TASK, read.question, read.answer)
         problem = Problem(problem_id, TASK, "train", read.question, read.answer, rule)
         for text, correct, cut in zip(read.texts, read.correct, read.cut, strict=True):
+            if not text:
+                continue
             sample = samples[problem_id]
             yield Response(problem, sample, text, pairs, correct, read.left_out, cut)
             samples[problem_id] += 1
+        for place, text in enumerate(read.texts, start=1):
+            if not text:
+                detail = f"{where}: response {place} of {len(read.texts)} is empty"
+                yield Dropped(f"{row_id}/{place}", "empty_response", detail)
     if verbose:
         _tell(readings, told)
+
+
+def is_whole(dropped: Dropped) -> bool:
+    """Whether what was dropped is a row of the source, not one of the responses of a row."""
+    return dropped.id.count("/") < 2
 
 
 def _tell(readings: Readings, told: Sequence[str]) -> list[str]:

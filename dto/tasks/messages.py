@@ -201,9 +201,7 @@ def composed(reply: Content, tags: ThinkTags, *, untagged: bool = False) -> tupl
         elif text.strip():
             thought += f"\n{tags.close}\n\n"
         text = f"{tags.open}\n{thought}{text}"
-    if _is_empty(text, tags):
-        raise FieldError("empty_response", "", "the response is empty")
-    return text, how
+    return "" if _is_empty(text, tags) else text, how
 
 
 def _rewritten(text: str, tags: ThinkTags) -> str:

@@ -61,15 +61,16 @@ class Undecided(FieldError):
 class ReadRow(NamedTuple):
     """A row of a source. `texts` are its responses with tags, `correct` the source's verdicts.
 
-    `cut` tells which responses the limit of tokens cut off. `fields` tells the name of the shape,
-    under `shape`, and how each field was read.
+    A text is empty where a row has other responses, but not this one. `cut` tells which
+    responses the limit of tokens cut off. `fields` tells the name of the shape, under `shape`, and
+    how each field was read.
     """
 
     question: str
     texts: tuple[str, ...]
     answer: str
     correct: tuple[bool | None, ...]
-    cut: tuple[bool, ...]
+    cut: Sequence[bool]
     left_out: tuple[str, ...]
     fields: Mapping[str, str]
     variant: str = ""
@@ -103,7 +104,9 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         left_out += reply.left_out
         text, read_as = composed(reply, tags, untagged=shape.untagged)
         texts.append(text)
-        how = how or read_as
+        how = how or (read_as if text else "")
+    if not any(texts):
+        raise FieldError("empty_response", "", "the response is empty")
     if how.startswith(OPEN_THOUGHTS[0]):
         left_out.append(REWRITTEN)
     fields = {"shape": shape.name, "question": asked, "response": answered, "thinking": how,
@@ -113,7 +116,7 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         tuple(texts),
         answer,
         correct,
-        tuple(here or reply.cut for here, reply in zip(cut, replies, strict=True)),
+        [here or reply.cut for here, reply in zip(cut, replies, strict=True)],
         tuple(sorted(set(left_out))),
         fields,
         str(find(row, shape.variant) or "") if shape.variant else "",
@@ -147,7 +150,10 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         else:
             reply = read_content(response, "response")
         left_out += reply.left_out
-        texts.append(composed(reply, tags)[0])
+        text, _ = composed(reply, tags)
+        if not text:
+            raise FieldError("empty_response", "", f"the {side} response is empty")
+        texts.append(text)
         cut.append(reply.cut)
     if not questions:
         raise _missing(row, shape, "question")
@@ -161,7 +167,7 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
         tuple(texts),
         answer,
         (None, None),
-        tuple(cut),
+        cut,
         tuple(sorted(set(left_out))),
         fields,
     )
@@ -236,11 +242,11 @@ def _read_replies(row: Row, shape: Shape, path: str) -> list[Content] | None:
         turns = read_turns(value)
         before, reply = read_question(turns[:-1]), read_reply(turns[-1])
         return [reply._replace(left_out=(*before.left_out, *reply.left_out))]
-    if "[]" in path:
-        return [_reply(each) for each in value if each is not None]
-    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        return [_reply(each) for each in value]
-    return [_reply(value)]
+    texts = isinstance(value, list) and all(isinstance(each, str | None) for each in value)
+    values = value if "[]" in path or texts else [value]
+    if all(each is None for each in values):
+        return None
+    return [Content(None, None) if each is None else _reply(each) for each in values]
 
 
 def _reply(value: object) -> Content:

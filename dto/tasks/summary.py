@@ -28,6 +28,7 @@ from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 from dto.tags import DEFAULT_TAGS, shown_tags
 from dto.tasks.imported import responses_of
+from dto.tasks.importing import is_whole
 
 if TYPE_CHECKING:
     from dto.recipe import ModelSettings
@@ -233,7 +234,8 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
     cut: set[str] = set()
     for response in responses:
         if isinstance(response, Dropped):
-            rows, problem = rows + 1, None
+            if is_whole(response):
+                rows, problem = rows + 1, None
             continue
         if response.problem is not problem:  # else a further response of the same row
             rows, problem = rows + 1, response.problem

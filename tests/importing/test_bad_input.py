@@ -20,7 +20,13 @@ from dto.recipe import ModelSettings, ProblemSettings
 from dto.records import Dropped, Trajectory
 from dto.tags import DEFAULT_TAGS
 from dto.tasks.imported import to_trajectory
-from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
+from dto.tasks.importing import (
+    Response,
+    holds_pairs,
+    imported_problems,
+    is_whole,
+    read_responses,
+)
 from dto.tasks.messages import Content, read_content
 from dto.tasks.rows import read_row, read_sides
 from dto.tasks.survey import WINDOW, is_preference
@@ -205,6 +211,34 @@ def test_verdicts(row: Row, correct: list[bool | None], tmp_path: Path) -> None:
     assert [each.correct for each in responses(write(tmp_path / "rows.jsonl", [row]))] == correct
 
 
+SOME: list[tuple[Row, list[tuple[str, bool | None, bool]]]] = [
+    ({"generations": ["a", ""], "correctness_math_verify": [True, False]}, [("a", True, False)]),
+    ({"generations": ["a", None], "correctness_math_verify": [True, False]}, [("a", True, False)]),
+    ({"generations": [None, "b", "c"], "correctness_math_verify": [True, None, False],
+      "finish_reasons": ["stop", "length", "stop"]}, [("b", None, True), ("c", False, False)]),
+    ({"responses": [None, "b"], "correct": [True, False]}, [("b", False, False)]),
+    ({"responses": [" ", "<think>\n</think>", "c"]}, [("c", None, False)]),
+    ({"thinking_trajectories": ["x", "y"], "attempt": [None, "b"]},
+     [("<think>\nx", None, False), ("<think>\ny\n</think>\n\nb", None, False)]),
+    ({"choices": [{"message": says("a")}, {"message": says("")}]}, [("a", None, False)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "kept"), SOME)
+def test_an_empty_response_of_several_is_dropped_alone(
+    row: Row, kept: list[tuple[str, bool | None, bool]], tmp_path: Path
+) -> None:
+    row = {"question": "1?", **row}
+    read = list(read_responses(write(tmp_path / "rows.jsonl", [row, GOOD])))
+    *first, last = (each for each in read if isinstance(each, Response))
+    assert [(each.text, each.correct, each.cut) for each in first] == kept
+    assert last.text == WHOLE and [each.sample for each in first] == [*range(len(kept))]
+    lost = [each for each in read if isinstance(each, Dropped)]
+    total = len(row.get("generations") or row.get("responses") or row.get("choices") or kept)
+    assert [each.reason for each in lost] == ["empty_response"] * (total - len(kept))
+    assert all("row 1: response " in each.detail and not is_whole(each) for each in lost)
+
+
 UNEQUAL: list[tuple[Row, str]] = [
     ({"problem": "1?", "generations": ["1", "2"], "correctness_math_verify": [True]},
      "unequal_lists"),
@@ -216,6 +250,8 @@ UNEQUAL: list[tuple[Row, str]] = [
      "several_golds"),
     ({"problem": "1?", "generations": []}, "missing_field"),
     ({"problem": "1?", "generations": ["", " "]}, "empty_response"),
+    ({"problem": "1?", "generations": ["", None]}, "empty_response"),
+    ({"problem": "1?", "generations": [None, None]}, "missing_field"),
     ({"problem": "1?", "generations": [{"a": 1}]}, "wrong_type"),
     ({"messages": [user("1?"), says([{"type": "hologram"}])]}, "wrong_type"),
     ({"messages": [user("1?"), says([5])]}, "wrong_type"),
@@ -303,7 +339,7 @@ def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
     except FieldError as error:
         assert error.reason and str(error)
     else:
-        assert read.question and all(read.texts) and len(read.texts) == len(read.correct)
+        assert read.question and any(read.texts) and len(read.texts) == len(read.correct)
 
 
 @settings(max_examples=100, deadline=None)
