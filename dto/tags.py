@@ -87,7 +87,7 @@ class ThinkTags:
         for pair in KNOWN_TAGS:
             if pair == (self.open, self.close):
                 continue
-            if body.startswith(pair[0]) or (ended and _has_unquoted(text, pair[1])):
+            if body.startswith(pair[0]) or (ended and has_unquoted(text, pair[1])):
                 return pair
         return None
 
@@ -159,7 +159,8 @@ def own_ids(tokenizer: PreTrainedTokenizerBase, tag: str) -> tuple[int, ...]:
     return ids if ids and ids[0] in added and ids[-1] in added else ()
 
 
-def _has_unquoted(text: str, tag: str) -> bool:
+def has_unquoted(text: str, tag: str) -> bool:
+    """Whether a text has a tag outside of quotation marks."""
     return re.search(f"(?<![`\"'“‘]){re.escape(tag)}(?![`\"'”’])", text) is not None
 
 

@@ -16,7 +16,7 @@ from dto.errors import DtoError
 from dto.grading.compare import numeric
 from dto.grading.grader import unreadable_golds
 from dto.grading.pool import row_rule
-from dto.records import Dropped, Problem
+from dto.records import Dropped, Problem, content_id
 from dto.source import Source
 from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.tasks.batches import batch_files, batch_rows
@@ -127,7 +127,7 @@ def read_responses(
         DtoError: the source does not exist or cannot be read, or a user has to decide how.
     """
     samples: Counter[str] = Counter()
-    variants: dict[str, str] = {}
+    variants: dict[str, str] = {}  # by question and responses
     readings, told = Readings(), list[str]()
     pairs = holds_pairs(source, columns, batch_input, tags=tags)
     rows = _rows(source, batch_input, verbose=verbose)
@@ -141,9 +141,10 @@ def read_responses(
         except FieldError as error:
             yield Dropped(row_id, error.reason, f"{where}: {error}")
             continue
-        first = variants.setdefault(read.fields["shape"], read.variant)
-        if read.variant != first:
-            detail = f"{where}: filter {read.variant} repeats the responses of filter {first}"
+        key = content_id(read.question, read.answer, *read.texts) if read.variant else ""
+        if read.variant and variants.setdefault(key, read.variant) != read.variant:
+            before = variants[key]
+            detail = f"{where}: filter {read.variant} repeats the responses of filter {before}"
             yield Dropped(row_id, "duplicate", detail)
             continue
         readings.add(row, read)

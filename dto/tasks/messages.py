@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dto.tags import KNOWN_TAGS, ThinkTags
+from dto.tags import KNOWN_TAGS, ThinkTags, has_unquoted
 from dto.tasks.task import FieldError
 
 THINKING = ("thinking", "reasoning_content", "reasoning")
@@ -98,12 +98,15 @@ def read_reply(message: Mapping[str, Any]) -> Content:
     content = content._replace(cut=any(is_cut_off(message.get(name)) for name in _FINISH))
     called = message.get("tool_calls") or message.get("function_call")
     left_out = (*content.left_out, TOOLS) if called else content.left_out
+    thoughts: dict[str, str | None] = {}
     for name in THINKING:
         beside = read_content(message.get(name), "thinking")
-        thinking = beside.thinking if beside.text is None else beside.text
-        if thinking is not None:
-            return Content(thinking, content.text, left_out, f"{name} of the message", content.cut)
-    return content._replace(left_out=left_out)
+        thoughts[f"{name} of the message"] = beside.thinking if beside.text is None else beside.text
+    thoughts[content.place] = content.thinking
+    there = {place: thought for place, thought in thoughts.items() if thought is not None}
+    full = {place: thought for place, thought in there.items() if thought.strip()}
+    place, thinking = next(iter((full or there).items()), ("", None))
+    return content._replace(thinking=thinking, left_out=left_out, place=place)
 
 
 def is_cut_off(reason: object) -> bool:
@@ -194,7 +197,10 @@ def composed(reply: Content, tags: ThinkTags, *, untagged: bool = False) -> tupl
         how = reply.place
     elif not any(tag in text for pair in ((tags.open, tags.close), *KNOWN_TAGS) for tag in pair):
         how = "none"
-    if thinking is not None and tags.close not in text:
+    has_own = text.lstrip().startswith(tags.open) or has_unquoted(text, tags.close)
+    if thinking is not None and has_own:
+        how = "tags in the response" if how == reply.place else how
+    elif thinking is not None:
         thought = thinking.lstrip().removeprefix(tags.open).lstrip("\n")
         if text.strip() and thought.rstrip().endswith(tags.close):
             thought = f"{thought.rstrip()}\n\n"

@@ -99,7 +99,7 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     correct_at, correct = _correct(row, shape, len(replies))
     finish_at, cut = _cut_off(row, shape, len(replies))
     left_out = [*question.left_out, *_left_out(row, shape)]
-    texts, how = [], thought_at
+    texts, how = [], ""
     for reply in replies:
         left_out += reply.left_out
         text, read_as = composed(reply, tags, untagged=shape.untagged)
@@ -278,7 +278,9 @@ def _beside(
         detail = f"{answered} holds {len(replies)} responses, {thought_at} {len(thoughts)}"
         raise FieldError("unequal_lists", "", detail)
     return [
-        reply if reply.thinking is not None else reply._replace(thinking=thought)
+        reply
+        if (reply.thinking or "").strip()
+        else reply._replace(thinking=thought, place=thought_at)
         for reply, thought in zip(replies, thoughts, strict=True)
     ]
 

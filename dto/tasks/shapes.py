@@ -68,7 +68,7 @@ class Shape:
     further: tuple[str, ...] = ()
     """Responses of other models, which are not imported."""
     variant: str = ""
-    """Rows with other values of this path repeat the responses of the first value's."""
+    """A row that differs from an earlier one in the value of this path alone repeats it."""
     untagged: bool = False
     """The response is thinking without tags that ends in its final answer."""
     exact: bool = False

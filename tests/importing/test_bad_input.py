@@ -178,6 +178,62 @@ def test_thinking_alone_and_answer_alone(row: Row, text: str, tmp_path: Path) ->
     assert read.text == text
 
 
+QUOTES = "The tag `</think>` closes it. \\boxed{5}"
+THOUGHT_AT: list[tuple[Row, str, str]] = [
+    (says("5", reasoning_content="", reasoning="a"), "<think>\na\n</think>\n\n5",
+     "reasoning of the message"),
+    (says([{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "5"}],
+          reasoning_content=" "), "<think>\na\n</think>\n\n5", "parts of the message"),
+    (says([{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "5"}], reasoning="b"),
+     "<think>\nb\n</think>\n\n5", "reasoning of the message"),
+    (says("5", reasoning_content="", reasoning=None), "<think>\n\n</think>\n\n5",
+     "reasoning_content of the message"),
+    (says(QUOTES, reasoning_content="a"), f"<think>\na\n</think>\n\n{QUOTES}",
+     "reasoning_content of the message"),
+    (says("<think>\nb\n</think>\n\n5", reasoning="a"), "<think>\nb\n</think>\n\n5",
+     "tags in the response"),
+    (says("b\n</think>\n\n5", reasoning="a"), "b\n</think>\n\n5", "tags in the response"),
+    (says("<|begin_of_thought|>b<|end_of_thought|>5", reasoning="a"), "<think>\nb\n</think>5",
+     "<|begin_of_thought|> … rewritten to <think>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "text", "place"), THOUGHT_AT)
+def test_where_the_thinking_of_a_message_is(message: Row, text: str, place: str) -> None:
+    read = read_row({"messages": [user("1?"), message]}, DEFAULT_TAGS, {})
+    assert (read.texts, read.fields["thinking"]) == ((text,), place)
+
+
+@pytest.mark.parametrize(("response", "text", "place"), [
+    ("5", "<think>\na\n</think>\n\n5", "thinking"),
+    (QUOTES, f"<think>\na\n</think>\n\n{QUOTES}", "thinking"),
+    (WHOLE, WHOLE, "tags in the response"),
+])  # fmt: skip
+def test_where_the_thinking_of_columns_is(response: str, text: str, place: str) -> None:
+    row = {"question": "1?", "thinking": "a", "response": response}
+    read = read_row(row, DEFAULT_TAGS, {})
+    assert (read.texts, read.fields["thinking"]) == ((text,), place)
+
+
+def samples(task: str, number: int, filters: list[str], text: str = "5") -> list[Row]:
+    return [{"doc": {"question": f"{task} {number}?"}, "target": "5", "resps": [[text]],
+             "filter": name} for name in filters]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "duplicates"), [
+    ([*samples("aime", 1, ["none"]), *samples("gsm8k", 1, ["strict", "flexible"])], 1),
+    ([*samples("gsm8k", 1, ["strict"]), *samples("gsm8k", 1, ["strict"])], 0),
+    ([*samples("gsm8k", 1, ["strict"]), *samples("gsm8k", 1, ["flexible"], "6")], 0),
+    ([*samples("gsm8k", 1, ["strict", "flexible"]), *samples("gsm8k", 2, ["flexible"])], 1),
+])  # fmt: skip
+def test_only_what_repeats_a_response_under_another_filter_is_a_duplicate(
+    rows: list[Row], duplicates: int, tmp_path: Path
+) -> None:
+    read = list(read_responses(write(tmp_path / "rows.jsonl", rows)))
+    lost = [row.reason for row in read if isinstance(row, Dropped)]
+    assert lost == ["duplicate"] * duplicates
+
+
 async def test_a_verdict_that_we_do_not_share_is_kept(tmp_path: Path) -> None:
     rows = [GOOD | {"correct": False}, GOOD | {"correct": "yes"}, GOOD | {"is_correct": 1},
             GOOD | {"correct": "maybe"}, GOOD]  # fmt: skip
