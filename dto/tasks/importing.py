@@ -23,8 +23,8 @@ from dto.tasks.batches import batch_files, batch_rows
 from dto.tasks.files import Rows, read_source
 from dto.tasks.load import NOT_NUMERIC, check_rule, load_problems
 from dto.tasks.rows import read_row, read_sides
-from dto.tasks.shapes import NO_COLUMNS, Columns
-from dto.tasks.survey import WINDOW, Readings, survey
+from dto.tasks.shapes import NO_COLUMNS, Columns, find
+from dto.tasks.survey import WINDOW, Readings, no_value, survey
 from dto.tasks.task import FieldError, Row
 
 if TYPE_CHECKING:
@@ -129,12 +129,16 @@ def read_responses(
     samples: Counter[str] = Counter()
     variants: dict[str, str] = {}  # by question and responses
     readings, told = Readings(), list[str]()
+    unseen, names = dict(columns), dict[str, None]()
     pairs = holds_pairs(source, columns, batch_input, tags=tags)
     rows = _rows(source, batch_input, verbose=verbose)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row
             continue
+        if unseen:
+            names |= dict.fromkeys(map(str, row))
+            unseen = {field: path for field, path in unseen.items() if find(row, path) is None}
         row_id, where = f"row/{number:08d}", f"{source}, row {number}"
         try:
             read = (read_sides if pairs else read_row)(row, tags, columns)
@@ -162,6 +166,8 @@ def read_responses(
             if not text:
                 detail = f"{where}: response {place} of {len(read.texts)} is empty"
                 yield Dropped(f"{row_id}/{place}", "empty_response", detail)
+    for field, path in unseen.items() if names else ():
+        raise no_value(field, path, names)
     if verbose:
         _tell(readings, told)
 

@@ -315,7 +315,11 @@ def _read_gold(row: Row, shape: Shape, path: str) -> str | None:
     if value is None:
         return None
     text = text_of(value, "answer").strip()
-    return _last_line(text) if "\n" in text and "####" in text else text
+    if "####" in text:
+        return _last_line(text)
+    box = last_box(text) if text.count(r"\boxed") == 1 else None
+    words = "" if box is None else text.replace(box, "").replace(r"\boxed", "").strip("${}. \n")
+    return box if words else text
 
 
 def _last_line(text: str) -> str:

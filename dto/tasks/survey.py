@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from dto.errors import DtoError
@@ -12,8 +14,10 @@ from dto.records import Dropped
 from dto.tags import ThinkTags
 from dto.tasks.files import Rows
 from dto.tasks.rows import ReadRow, Undecided, read_row, read_sides
-from dto.tasks.shapes import SIDES, Columns, find, is_path
+from dto.tasks.shapes import SIDES, Columns, find, first_step, is_path
 from dto.tasks.task import FieldError, Row
+
+logger = logging.getLogger("dto")
 
 WINDOW = 2000
 """Rows that are looked at before any is imported."""
@@ -29,11 +33,14 @@ def survey(rows: Rows, source: str, columns: Columns, tags: ThinkTags) -> bool:
     """Look at the first rows of a source; return whether they are preferences.
 
     Raises DtoError if several columns of a row can be the same field and differ, if no row has a
-    column that `columns` names, and if some rows are preferences and others responses.
+    column that `columns` names, and if some rows are preferences and others responses, or
+    preferences whose thinking or verdicts `columns` names. A column that is null in the first rows
+    of more is logged.
     """
     counts: Counter[bool] = Counter()
     names: dict[str, None] = {}
     unseen = dict(columns)
+    number = 0
     for number, row in enumerate(islice(rows, WINDOW), start=1):
         if isinstance(row, Dropped):
             continue
@@ -48,18 +55,34 @@ def survey(rows: Rows, source: str, columns: Columns, tags: ThinkTags) -> bool:
         except FieldError:
             continue
     for field, path in unseen.items() if names else ():
-        wrong = "" if is_path(path) else ", which is no path such as a.b[0] or a[].b"
-        raise DtoError(
-            f"--map {field}={path}{wrong}: no row has a value there{nearest(path, names)}; the "
-            f"columns are {', '.join(islice(names, _SHOWN))}"
-        )
+        if number < WINDOW or not (is_path(path) and first_step(names, path) in names):
+            raise no_value(field, path, names)
+        logger.info("--map %s=%s: no value in the first %s rows", field, path, f"{WINDOW:,}")
     if counts[True] and counts[False]:
         raise DtoError(
             f"{source}: of the first rows, {counts[True]:,} are preferences (chosen, rejected) and "
             f"{counts[False]:,} are responses: put them into two files, or import the chosen sides "
             "as responses with --map response=chosen"
         )
-    return counts[True] > 0
+    paired = counts[True] > 0
+    unused = [field for field in columns if paired and field in ("thinking", "correct")]
+    if unused:
+        raise DtoError(
+            f"--map {unused[0]}={columns[unused[0]]}: {source} holds preferences (chosen, "
+            f"rejected), which have no column of {unused[0]}: leave it out, or import the chosen "
+            "sides as responses with --map response=chosen"
+        )
+    return paired
+
+
+def no_value(field: str, path: str, names: Iterable[str]) -> DtoError:
+    """The error for a path of `sample.map` where no row has a value."""
+    names = list(names)
+    wrong = "" if is_path(path) else ", which is no path such as a.b[0] or a[].b"
+    return DtoError(
+        f"--map {field}={path}{wrong}: no row has a value there{nearest(path, names)}; the "
+        f"columns are {', '.join(names[:_SHOWN])}"
+    )
 
 
 class Readings:
@@ -75,7 +98,7 @@ class Readings:
         shape = read.fields["shape"]
         self._rows[tuple(read.fields.items())] += 1
         self._responses.setdefault(shape, Counter())[len(read.texts)] += 1
-        used = " ".join(read.fields.values())
+        used = set(_columns(row, read.fields))
         unread = self._unread.setdefault(shape, {})
         if len(unread) < _SHOWN:
             unread |= {str(name): None for name in row if row[name] and str(name) not in used}
@@ -105,6 +128,14 @@ class Readings:
             return ""
         least, most = min(counts), max(counts)
         return f" ({least} each)" if least == most else f" ({least} to {most} each)"
+
+
+def _columns(row: Row, fields: Mapping[str, str]) -> Iterator[str]:
+    """The columns that the fields of a row were read from."""
+    for field, place in fields.items():
+        path, _, _ = place.partition(" (")
+        paths = [place] if place in row else re.split(r" \+ | and ", path)
+        yield from (first_step(row, each) for each in paths if field != "shape")
 
 
 def _sources(counts: Counter[str], total: int) -> str:

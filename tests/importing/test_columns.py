@@ -20,6 +20,7 @@ from dto.runs.reader import RunReader
 from dto.tags import ThinkTags
 from dto.tasks.importing import Response, holds_pairs, read_responses
 from dto.tasks.shapes import find, is_path
+from dto.tasks.survey import WINDOW
 from tests.commands import told
 from tests.importing.shapes import (
     PROBLEMS,
@@ -204,7 +205,7 @@ def test_a_mapped_column_has_one_use(tmp_path: Path) -> None:
     (read,) = responses(source, columns={"response": "answer"})
     assert (read.text, read.problem.answer) == (WHOLE, "5")
     (read,) = responses(source, columns={"response": "answer", "answer": "answer"})
-    assert (read.text, read.problem.answer) == (WHOLE, WHOLE)
+    assert (read.text, read.problem.answer) == (WHOLE, "5")
 
 
 BESIDE = {"question": "2 + 3?", "reasoning_content": "It is 5.", "final": "\\boxed{5}"}
@@ -256,6 +257,82 @@ def test_half_a_shape_is_not_guessed(row: Row, message: str, tmp_path: Path) -> 
     assert re.search(message, dropped.detail), dropped.detail
     with pytest.raises(DtoError, match=message):
         dto.pairs_from([row], "nano", data="shortest")
+
+
+SOLVED = GOOD | {"answer": None}
+GOLDS: list[tuple[str, str]] = [
+    ("We add. So $\\boxed{5}$", "5"),
+    ("We add.\n\nSo it is \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+    ("We add. #### 1,005", "1005"),
+    ("$\\boxed{5}$", "$\\boxed{5}$"),
+    ("\\boxed{3} and \\boxed{5}", "\\boxed{3} and \\boxed{5}"),
+    ("So \\boxed{5", "So \\boxed{5"),
+    ("x + 5", "x + 5"),
+]
+
+
+@pytest.mark.parametrize(("text", "gold"), GOLDS)
+def test_a_solution_as_the_gold_answer(text: str, gold: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [SOLVED | {"ref": text}, GOOD | {"answer": text}])
+    first, _ = responses(source, columns={"answer": "ref"})
+    _, second = responses(source)
+    assert first.problem.answer == second.problem.answer == gold
+
+
+@pytest.mark.parametrize("field", ["thinking", "correct"])
+def test_a_map_that_preferences_do_not_use_is_refused(field: str, tmp_path: Path) -> None:
+    row = {"prompt": "1?", "chosen": "1", "rejected": "2", "x": "y"}
+    source = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DtoError, match=f"--map {field}=x: .* no column of {field}"):
+        list(read_responses(source, columns={field: "x"}))
+    assert len(responses(source, columns={"answer": "x"})) == 2
+    (read,) = responses(source, columns={field: "x", "response": "chosen"})
+    assert not read.whole
+
+
+@pytest.mark.parametrize("last", [{"gold2": "5"}, {"gold2": None}])
+def test_a_named_column_that_is_null_in_the_first_rows(
+    last: Row, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dto")
+    rows = [SOLVED | {"gold2": None}] * WINDOW
+    source = write(tmp_path / "rows.jsonl", [*rows, SOLVED | last])
+    if last["gold2"]:
+        *_, read = responses(source, columns={"answer": "gold2"})
+        assert read.problem.answer == "5"
+    else:
+        with pytest.raises(DtoError, match="--map answer=gold2: no row has a value there"):
+            responses(source, columns={"answer": "gold2"})
+    assert "--map answer=gold2: no value in the first 2,000 rows" in caplog.messages
+    with pytest.raises(DtoError, match=r"--map answer=gold3: .* \(did you mean 'gold2'\?\)"):
+        holds_pairs(source, {"answer": "gold3"})
+    with pytest.raises(DtoError, match="--map answer=gold2: no row has a value there"):
+        holds_pairs(write(tmp_path / "short.jsonl", rows[:9]), {"answer": "gold2"})
+
+
+UNREAD: list[tuple[Row, Mapping[str, str], str]] = [
+    (GOOD | {"response_id": "x", "tags": ["a"], "in": "b"}, {}, "response_id, tags, in"),
+    (GOOD | {"quest": "x", "answers": "y"}, {}, "quest, answers"),
+    (GOOD | {"meta": {"gold": "5"}, "gold_x": "y"}, {"answer": "meta.gold"}, "answer, gold_x"),
+    (SOLVED | {"solution": "5", "box": "y"}, {}, "box"),
+    ({"instruction": "1", "input": "2", "output": "3", "put": "4"}, {}, "put"),
+    (GOOD | {"a.b": "5", "a": "c"}, {"answer": "a.b"}, "answer, a"),
+    ({"prompt": "1?", "chosen": "1", "rejected": "2", "side": "x"}, {}, "side"),
+]
+
+
+@pytest.mark.parametrize(("row", "columns", "unread"), UNREAD)
+def test_columns_that_are_not_read(
+    row: Row,
+    columns: Mapping[Any, str],
+    unread: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "dto")
+    source = write(tmp_path / "rows.jsonl", [row])
+    list(read_responses(source, columns=columns, verbose=True))
+    assert caplog.messages[-1] == f"  not read: {unread}"
 
 
 def test_the_log_has_a_line_for_each_field(
