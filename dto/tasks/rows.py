@@ -148,7 +148,7 @@ def read_sides(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
                 left_out += before.left_out
             reply = read_reply(turns[-1])
         else:
-            reply = read_content(response, "response")
+            reply = _reply(response)
         left_out += reply.left_out
         text, _ = composed(reply, tags)
         if not text:

@@ -76,7 +76,7 @@ class Shape:
 
 
 _ASKED = ("messages", "input", "prompt")
-_ANSWERED = ("choices[].message", "choices[].text", "output")
+_ANSWERED = ("choices[].message", "choices[].text", "output", "content")
 _ENDED = ("choices[].finish_reason", "incomplete_details.reason[]", "stop_reason[]")
 
 SHAPES: tuple[Shape, ...] = (
@@ -87,6 +87,12 @@ SHAPES: tuple[Shape, ...] = (
         response=tuple(f"response.body.{path}" for path in _ANSWERED),
         answer=(*ANSWER, "body.metadata.answer"),
         finish=tuple(f"response.body.{path}" for path in _ENDED),
+    ),
+    Shape(
+        name="Anthropic batch",
+        needs=("custom_id", "result.message.content"),
+        question=("params.messages", *QUESTION, "messages"),
+        response=("result.message",),
     ),
     Shape(
         name="request log",

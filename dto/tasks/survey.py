@@ -38,6 +38,7 @@ def survey(rows: Rows, source: str, columns: Columns, tags: ThinkTags) -> bool:
     of more is logged.
     """
     counts: Counter[bool] = Counter()
+    unread: Counter[bool] = Counter()
     names: dict[str, None] = {}
     unseen = dict(columns)
     number = 0
@@ -53,7 +54,7 @@ def survey(rows: Rows, source: str, columns: Columns, tags: ThinkTags) -> bool:
         except Undecided as undecided:
             raise DtoError(f"{source}, row {number}: {undecided}") from None
         except FieldError:
-            continue
+            unread[paired] += 1
     for field, path in unseen.items() if names else ():
         if number < WINDOW or not (is_path(path) and first_step(names, path) in names):
             raise no_value(field, path, names)
@@ -64,7 +65,7 @@ def survey(rows: Rows, source: str, columns: Columns, tags: ThinkTags) -> bool:
             f"{counts[False]:,} are responses: put them into two files, or import the chosen sides "
             "as responses with --map response=chosen"
         )
-    paired = counts[True] > 0
+    paired = counts[True] > 0 or (not counts and unread[True] > unread[False])
     unused = [field for field in columns if paired and field in ("thinking", "correct")]
     if unused:
         raise DtoError(

@@ -132,6 +132,20 @@ def vllm_log(question: str, gold: str, answer: Answer) -> Row:
             "response": {"status_code": 200, "body": choices(message)}}  # fmt: skip
 
 
+def anthropic_log(question: str, gold: str, answer: Answer) -> Row:
+    parts = anthropic(question, gold, answer)["messages"][1]["content"]
+    reply = {"id": "msg_1", "type": "message", "role": "assistant", "content": parts,
+             "stop_reason": "end_turn", "usage": {"output_tokens": 9}}  # fmt: skip
+    return {"request": {"model": "m", "max_tokens": 99, "messages": [user(question)]},
+            "response": reply, "gold": gold}  # fmt: skip
+
+
+def anthropic_batch(question: str, gold: str, answer: Answer) -> Row:
+    row = anthropic_log(question, gold, answer)
+    return {"custom_id": "1", "params": row["request"], "gold": gold,
+            "result": {"type": "succeeded", "message": row["response"]}}  # fmt: skip
+
+
 def completion(question: str, gold: str, answer: Answer) -> Row:
     return choices(says(answer.text), messages=[user(question)], answer=gold)
 
@@ -185,6 +199,11 @@ def trl_chat(question: str, gold: str, answers: list[Answer]) -> Iterator[Row]:
 def trl_implicit(question: str, gold: str, answers: list[Answer]) -> Iterator[Row]:
     chosen, rejected = ([user(question), says(answer.text)] for answer in answers)
     yield {"chosen": chosen, "rejected": rejected, "score_chosen": 1.0, "score_rejected": 0.0}
+
+
+def trl_message(question: str, gold: str, answers: list[Answer]) -> Iterator[Row]:
+    chosen, rejected = (says(answer.text) for answer in answers)
+    yield {"prompt": [user(question)], "chosen": chosen, "rejected": rejected}
 
 
 def sharegpt(question: str, gold: str, answer: Answer) -> Row:
@@ -261,6 +280,12 @@ KNOWN = {
     "LIMO": Known(of_each(limo), "LIMO"),
     "request log": Known(of_each(request_log), "request log"),
     "vLLM log": Known(of_each(vllm_log), "request log", left_out=("system_prompt",)),
+    "Anthropic log": Known(
+        of_each(anthropic_log), "request log", left_out=("redacted_thinking",)
+    ),
+    "Anthropic batch": Known(
+        of_each(anthropic_batch), "Anthropic batch", left_out=("redacted_thinking",)
+    ),
     "completion": Known(of_each(completion), "chat completion"),
     "DeepSeek rows": Known(of_each(deepseek), "columns"),
     "reasoning_content": Known(of_each(beside("reasoning_content")), "chat"),
@@ -270,6 +295,7 @@ KNOWN = {
     "Responses API": Known(of_each(responses_api), "input and output", left_out=("summary",)),
     "TRL": Known(trl, "preferences"),
     "TRL conversational": Known(trl_chat, "preferences"),
+    "TRL messages": Known(trl_message, "preferences"),
     "TRL implicit prompt": Known(trl_implicit, "preferences"),
     "ShareGPT": Known(of_each(sharegpt), "ShareGPT"),
     "verifiers": Known(of_each(verifiers), "verifiers", RIGHT),

@@ -75,6 +75,16 @@ def test_preferences_among_responses_are_refused(tmp_path: Path) -> None:
     assert read.text == PROBLEMS[0][2][0].text and not read.whole
 
 
+@pytest.mark.parametrize("bad", [{"text": "5"}, [5], [user("1?")], {"role": "x"}])
+def test_preferences_that_cannot_be_read_are_no_responses(bad: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "1?", "chosen": bad, "rejected": bad}] * 2
+    source = write(tmp_path / "rows.jsonl", rows)
+    assert holds_pairs(source)
+    lost = [row for row in read_responses(source) if isinstance(row, Dropped)]
+    assert len(lost) == 2 and not any("--map response" in row.detail for row in lost)
+    assert not holds_pairs(write(tmp_path / "more.jsonl", [*rows, GOOD]))
+
+
 def test_columns_that_are_null_in_the_first_rows(tmp_path: Path) -> None:
     empty: Row = {"prompt": None, "chosen": None, "rejected": None, "generations": None}
     pairs = [row | {"generations": None} for row in rows_of(trl)]

@@ -163,6 +163,12 @@ ENDS: list[tuple[str, Mapping[str, Any], bool]] = [
     ("Responses API", {"input": "2 + 3?", "output": [{"type": "message", "role": "assistant",
         "content": [{"type": "output_text", "text": WHOLE}]}],
         "incomplete_details": {"reason": "max_output_tokens"}}, True),
+    ("an Anthropic log", {"request": {"messages": [ASKED]}, "response": {
+        "role": "assistant", "content": [{"type": "text", "text": WHOLE}],
+        "stop_reason": "max_tokens"}}, True),
+    ("an Anthropic batch", {"custom_id": "1", "result": {"message": {
+        "role": "assistant", "content": [{"type": "text", "text": WHOLE}],
+        "stop_reason": "max_tokens"}}}, True),
     ("inspect", {"input": "2 + 3?", "messages": [ASKED, CHOICE["message"]], "output": {
         "choices": [CHOICE | {"stop_reason": "max_tokens"}]}}, True),
     ("a message", {"messages": [ASKED, CHOICE["message"] | {"stop_reason": "max_tokens"}]}, True),
