@@ -46,7 +46,10 @@ _FALSE = ("false", "no", "i", "incorrect", "wrong")
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
 MOST_GOLD = 40
 """Characters of a number that is a gold answer."""
-_SYSTEM = ("system", "system_prompt")
+_SYSTEM = (
+    "system", "system_prompt", "instructions", "request.system", "request.instructions",
+    "body.system", "body.instructions", "params.system",
+)  # fmt: skip
 _TOOLS = ("tools", "request.tools", "body.tools")
 
 
@@ -227,11 +230,16 @@ def _read_question(row: Row, shape: Shape, path: str) -> Content | None:
     value = find(row, path)
     if value is None:
         return None
-    if path in CHAT or (isinstance(value, list) and not is_parts(value)):
+    if path in CHAT or (isinstance(value, list) and not (is_parts(value) and _no_roles(value))):
         turns = read_turns(value)
         chat = path in shape.response and role(turns[-1]) == "assistant"
         return read_question(turns[:-1] if chat else turns)
     return read_content(value, "question", "\n")
+
+
+def _no_roles(parts: list[Mapping[str, object]]) -> bool:
+    """Whether no part is a message, as an input item of the Responses API is."""
+    return not any("role" in part for part in parts)
 
 
 def _read_replies(row: Row, shape: Shape, path: str) -> list[Content] | None:
@@ -385,7 +393,8 @@ def _verdict(value: object) -> bool | None:
 
 
 def _left_out(row: Row, shape: Shape) -> Iterator[str]:
-    if any(isinstance(row.get(name), str) and row[name].strip() for name in _SYSTEM):
+    systems = [find(row, path) for path in _SYSTEM]
+    if any(_is_full(system) for system in systems if isinstance(system, str | list)):
         yield SYSTEM_PROMPT
     if any(find(row, path) for path in _TOOLS):
         yield TOOLS
@@ -419,7 +428,7 @@ def _missing(row: Row, shape: Shape, field: str) -> FieldError:
     names = ", ".join(getattr(shape, field))
     looks = "" if shape.name == "columns" else f" of the shape {shape.name}"
     message = f"no {field}{looks} ({names}); {_names(row)}"
-    if field == "question" and "custom_id" in row:
+    if field == "question" and "custom_id" in row and "response" in row:
         message += "; the questions of an OpenAI batch are in its input file: --input FILE"
     else:
         known = {*shape.question, *shape.answer, *shape.correct, *_SYSTEM}

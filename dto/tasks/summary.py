@@ -132,7 +132,7 @@ class Summary:
                 yield f"{label:16} {count:,}{notes.get(label, '')}"
         if self.left_out:
             parts = (
-                f"{part.replace('_', ' ')} of {_count(count, 'row')}"
+                f"{_PARTS.get(part, part.replace('_', ' '))} of {_count(count, 'row')}"
                 for part, count in self.left_out.items()
                 if part != "tags"
             )
@@ -167,6 +167,12 @@ class Summary:
                 f"{begin}: {again} the model's own tags (--set 'model.think={tags}'), or the field "
                 "of the thinking (--map thinking=FIELD)"
             )
+        if summaries := self.left_out.get("summary"):
+            yield (
+                f"{_count(summaries, 'row')} had a summary in place of the full thinking, and it "
+                "was imported as the thinking: its length and its steps are not the model's: "
+                "import responses with their full thinking"
+            )
         if not self.paired and self.no_gold > most:
             yield (
                 f"{self.no_gold:,} of {self.responses:,} responses have no gold answer, so they "
@@ -183,6 +189,7 @@ def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+_PARTS = {"summary": "full thinking (a summary was imported)", "prompt": "sent prompt"}
 _GRADES = ("correct", "wrong", "truncated", "failed")
 
 

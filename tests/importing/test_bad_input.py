@@ -325,6 +325,10 @@ UNEQUAL: list[tuple[Row, str]] = [
     ({"messages": [user("1?"), says("", tool_calls=[{"id": 1}]), {"role": "tool", "content": "1"},
                    says("1")]}, "several_turns"),
     ({"conversations": "[not json"}, "wrong_type"),
+    ({"input": [{"type": "message", "role": "user", "content": "1?"},
+                {"type": "message", "role": "assistant", "content": "1"},
+                {"type": "message", "role": "user", "content": "2?"}],
+      "output": "2"}, "several_turns"),
 ]  # fmt: skip
 
 
@@ -346,6 +350,8 @@ def test_other_languages_from_file_to_pairs(tmp_path: Path) -> None:
                                                   long.removeprefix("<think>\n"))  # fmt: skip
 
 
+ANSWERED = [{"type": "message", "role": "assistant",
+             "content": [{"type": "output_text", "text": "1"}]}]  # fmt: skip
 LEFT_OUT: list[tuple[Row, tuple[str, ...]]] = [
     ({"messages": [user([{"type": "input_image"}, {"type": "text", "text": "1?"}]), says("1")]},
      ("image",)),
@@ -360,6 +366,17 @@ LEFT_OUT: list[tuple[Row, tuple[str, ...]]] = [
                                 {"type": "message", "role": "assistant",
                                  "content": [{"type": "output_text", "text": "1"}]}]},
      ("redacted_thinking",)),
+    ({"custom_id": "1", "body": {"input": [
+        {"type": "message", "role": "system", "content": "Be brief"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "1?"}]}]},
+      "response": {"body": {"output": ANSWERED}}}, ("system_prompt",)),
+    ({"custom_id": "1", "body": {"input": "1?", "instructions": "Be brief"},
+      "response": {"body": {"output": ANSWERED}}}, ("system_prompt",)),
+    ({"request": {"messages": [user("1?")], "system": [{"type": "text", "text": "Be brief"}]},
+      "response": says([{"type": "text", "text": "1"}])}, ("system_prompt",)),
+    ({"request": {"messages": [user("1?")], "system": []}, "response": says("1")}, ()),
+    ({"input": [{"type": "input_text", "text": "1?"}], "output": ANSWERED}, ()),
+    ({"input": "1?", "output": ANSWERED, "instructions": None}, ()),
     ({"system": "", "tools": [], "prompt": "1?", "response": "1"}, ()),
 ]  # fmt: skip
 

@@ -163,6 +163,8 @@ WARNED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("half have no gold", {"no_gold": 4}, ()),
     ("most have no gold", {"no_gold": 8}, ("8 of 8 responses have no gold", "--map answer=FIELD")),
     ("pairs need no gold", {"no_gold": 8, "paired": True}, ()),
+    ("thinking is a summary", {"left_out": {"summary": 1}}, ("1 row had a summary", "not the mod")),
+    ("a system prompt is left out", {"left_out": {"system_prompt": 8}}, ()),
     ("most are too long", {"long": 5}, ("5 of 8 responses do not fit", "2,048 tokens")),
     ("the context is unknown", {"long": 5, "context": 0}, ()),
 ]  # fmt: skip
@@ -173,6 +175,12 @@ def test_warnings(_: str, changes: dict[str, Any], parts: tuple[str, ...]) -> No
     lines = list(replace(BASE, **changes).warnings())
     assert len(lines) == bool(parts) and all("\n" not in line for line in lines)
     assert all(part in lines[0] for part in parts)
+
+
+def test_what_was_left_out_is_worded() -> None:
+    text = "\n".join(replace(BASE, left_out={"summary": 2, "prompt": 1, "image": 1}).lines())
+    parts = "full thinking (a summary was imported) of 2 rows, sent prompt of 1 row, image of 1 row"
+    assert f"left out         {parts}" in text
 
 
 def test_pairs_have_no_grades_in_their_lines() -> None:
