@@ -40,9 +40,9 @@ class Response(NamedTuple):
     """A row as one response; `text` has the tags of the row, or tags derived from its fields.
 
     `correct` is the source's own verdict on this response; `cut`: the source says that the limit of
-    tokens cut it off. `left_out` names the parts of its row
-    that were not imported (`system_prompt`, `image`, `tools`, `generations`) or were rewritten
-    (`tags`).
+    tokens cut it off. `left_out` names the parts of its row that were not imported
+    (`system_prompt`, `image`, `tools`, `generations`, another `prompt` that was sent) or were
+    rewritten (`tags`).
     """
 
     problem: Problem
@@ -116,11 +116,11 @@ def read_responses(
 
     A row without a field, or with an empty one or the wrong type, is dropped with the reason
     `missing_field`, `wrong_type`, `empty_question`, `empty_response`, `several_turns`,
-    `unequal_lists`, `several_golds` or, if its two sides answer different questions,
-    `two_questions`; one that repeats responses under another filter of lm-eval as `duplicate`; one
-    whose columns contradict each other beyond the first rows as `undecided`; a line that is not a
-    JSON object as `unreadable_row`. Of a row with several responses, empty ones are dropped alone,
-    after the others. If the source `holds_pairs`, each row gives two responses,
+    `unequal_lists`, `several_golds`, `templated_prompt` or, if its two sides answer different
+    questions, `two_questions`; one that repeats responses under another filter of lm-eval as
+    `duplicate`; one whose columns contradict each other beyond the first rows as `undecided`; a
+    line that is not a JSON object as `unreadable_row`. Of a row with several responses, empty ones
+    are dropped alone, after the others. If the source `holds_pairs`, each row gives two responses,
     chosen and rejected, or none.
 
     Raises:

@@ -40,7 +40,11 @@ from dto.tasks.task import FieldError, Row
 
 T = TypeVar("T")
 
-GENERATIONS, REWRITTEN = "generations", "tags"
+GENERATIONS, REWRITTEN, PROMPT = "generations", "tags", "prompt"
+_TEMPLATE = re.compile(
+    r"<\|(im_start|start_header_id|start|user|assistant|system)\|>|<｜(User|Assistant)｜>"
+    r"|<start_of_turn>|\[INST\]"
+)
 _TRUE = ("true", "yes", "c", "correct", "right")
 _FALSE = ("false", "no", "i", "incorrect", "wrong")
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
@@ -102,6 +106,8 @@ def read_row(row: Row, tags: ThinkTags, columns: Columns) -> ReadRow:
     correct_at, correct = _correct(row, shape, len(replies))
     finish_at, cut = _cut_off(row, shape, len(replies))
     left_out = [*question.left_out, *_left_out(row, shape)]
+    if _sent_another(row, shape, _stripped(question.text)):
+        left_out.append(PROMPT)
     texts, how = [], ""
     for reply in replies:
         left_out += reply.left_out
@@ -233,8 +239,25 @@ def _read_question(row: Row, shape: Shape, path: str) -> Content | None:
     if path in CHAT or (isinstance(value, list) and not (is_parts(value) and _no_roles(value))):
         turns = read_turns(value)
         chat = path in shape.response and role(turns[-1]) == "assistant"
-        return read_question(turns[:-1] if chat else turns)
-    return read_content(value, "question", "\n")
+        question = read_question(turns[:-1] if chat else turns)
+    else:
+        question = read_content(value, "question", "\n")
+    if (token := _TEMPLATE.search(question.text or "")) is not None:
+        detail = f"{path} has been through a chat template ({token[0]})"
+        raise FieldError("templated_prompt", "", f"{detail}: --map question=FIELD names another")
+    return question
+
+
+def _sent_another(row: Row, shape: Shape, question: str) -> bool:
+    """Whether another prompt than the question was sent to the model."""
+    for path in shape.sent:
+        try:
+            sent = _read_question(row, shape, path)
+        except FieldError:  # several turns, or a chat template
+            return True
+        if sent is not None:
+            return (sent.text or "").strip() != question
+    return False
 
 
 def _no_roles(parts: list[Mapping[str, object]]) -> bool:

@@ -65,6 +65,8 @@ class Shape:
     finish: tuple[str, ...] = FINISH
     """Why each response, or all, ended; any of these tells that it was cut off."""
     asks: tuple[str, ...] = ("answer",)
+    sent: tuple[str, ...] = ()
+    """The prompt that was sent to the model, which may hold more than the question."""
     further: tuple[str, ...] = ()
     """Responses of other models, which are not imported."""
     variant: str = ""
@@ -120,6 +122,7 @@ SHAPES: tuple[Shape, ...] = (
         name="OpenR1-Math",
         needs=("generations",),
         response=("generations[]",),
+        asks=("question", "answer"),
         correct=("correctness_math_verify[]", "correctness_llama[]", *CORRECT),
     ),
     Shape(
@@ -157,6 +160,7 @@ SHAPES: tuple[Shape, ...] = (
         answer=("target[]", *ANSWER),
         correct=("scores.*.value",),
         finish=("output.choices[0].stop_reason",),
+        sent=("messages",),
         asks=(),
     ),
     Shape(
@@ -178,6 +182,7 @@ SHAPES: tuple[Shape, ...] = (
         answer=("target", *(f"doc.{name}" for name in ANSWER)),
         solution=("doc.solution",),
         correct=("exact_match", "acc", *CORRECT),
+        sent=("arguments.gen_args_0.arg_0", "arguments[0][0]"),
         asks=(),
         variant="filter",
     ),

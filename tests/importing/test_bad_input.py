@@ -377,6 +377,14 @@ LEFT_OUT: list[tuple[Row, tuple[str, ...]]] = [
     ({"request": {"messages": [user("1?")], "system": []}, "response": says("1")}, ()),
     ({"input": [{"type": "input_text", "text": "1?"}], "output": ANSWERED}, ()),
     ({"input": "1?", "output": ANSWERED, "instructions": None}, ()),
+    ({"input": "1?", "messages": [user("1?"), says("1")], "output": {"choices": [1]}}, ()),
+    ({"doc": {"question": "1?"}, "resps": [["1"]], "arguments": [["Q: 0?\nA: 0\nQ: 1?\nA:"]]},
+     ("prompt",)),
+    ({"doc": {"question": "1?"}, "resps": [["1"]],
+      "arguments": [["<|im_start|>user\n1?<|im_end|>"]]}, ("prompt",)),
+    ({"doc": {"question": "1?"}, "resps": [["1"]], "arguments": [["1? "]]}, ()),
+    ({"doc": {"question": "1?"}, "resps": [["1"]]}, ()),
+    ({"prompt": "<|im_start|>user\n1?<|im_end|>", "question": "1?", "response": "1"}, ()),
     ({"system": "", "tools": [], "prompt": "1?", "response": "1"}, ()),
 ]  # fmt: skip
 
@@ -387,6 +395,35 @@ def test_parts_that_are_not_imported_are_named(
 ) -> None:
     (read,) = responses(write(tmp_path / "rows.jsonl", [row]))
     assert read.left_out == left_out and read.problem.question == "1?" and read.text == "1"
+
+
+TEMPLATED = [
+    ("<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n<think>\n", True),
+    ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1?<|eot_id|>", True),
+    ("<｜begin▁of▁sentence｜><｜User｜>1?<｜Assistant｜><think>\n", True),
+    ("<start_of_turn>user\n1?<end_of_turn>", True),
+    ("<s>[INST] 1? [/INST]", True),
+    ("What does <|endoftext|> mean?", False),
+    ("Is <x|y> = <|x|> for |x| < 1?", False),
+    ("Which is larger: <user> or |user|?", False),
+]
+
+
+@pytest.mark.parametrize(("prompt", "templated"), TEMPLATED)
+def test_a_prompt_with_a_chat_template_is_no_question(
+    prompt: str, templated: bool, tmp_path: Path
+) -> None:
+    rows: list[Row] = [
+        {"request": {"prompt": prompt}, "response": {"choices": [{"text": WHOLE}]}},
+        {"prompt": prompt, "response": WHOLE},
+        {"prompt": prompt, "generations": [WHOLE]},
+    ]
+    read = list(read_responses(write(tmp_path / "rows.jsonl", rows)))
+    reasons = [row.reason for row in read if isinstance(row, Dropped)]
+    assert reasons == ["templated_prompt"] * 3 * templated
+    pairs = [{"prompt": prompt, "chosen": "1", "rejected": "2"}]
+    read = list(read_responses(write(tmp_path / "pairs.jsonl", pairs)))
+    assert isinstance(read[0], Dropped) == templated
 
 
 def test_a_row_that_occurs_twice_is_two_samples(tmp_path: Path) -> None:

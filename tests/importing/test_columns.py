@@ -144,6 +144,8 @@ UNDECIDED: list[tuple[Row, str]] = [
     (GOOD | {"gold": "6"}, "answer and gold can be the answer, and they differ: choose with --map "
      "answer=answer or --map answer=gold"),
     (GOOD | {"problem": "2 + 4?"}, "question and problem can be the question"),
+    ({"prompt": "Solve 2 + 3.", "question": "2 + 3?", "generations": [WHOLE]},
+     "prompt and question can be the question"),
     (GOOD | {"thinking": "a", "reasoning": "b"}, "thinking and reasoning can be the thinking"),
     ({"messages": [user("1?"), says(WHOLE)], "response": "other"}, "messages and response can be"),
     ({"instruction": "2 +", "input": "3?", "output": "5", "response": WHOLE},
