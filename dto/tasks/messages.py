@@ -98,15 +98,15 @@ def read_reply(message: Mapping[str, Any]) -> Content:
     content = content._replace(cut=any(is_cut_off(message.get(name)) for name in _FINISH))
     called = message.get("tool_calls") or message.get("function_call")
     left_out = (*content.left_out, TOOLS) if called else content.left_out
-    thoughts: dict[str, str | None] = {}
     for name in THINKING:
         beside = read_content(message.get(name), "thinking")
-        thoughts[f"{name} of the message"] = beside.thinking if beside.text is None else beside.text
-    thoughts[content.place] = content.thinking
-    there = {place: thought for place, thought in thoughts.items() if thought is not None}
-    full = {place: thought for place, thought in there.items() if thought.strip()}
-    place, thinking = next(iter((full or there).items()), ("", None))
-    return content._replace(thinking=thinking, left_out=left_out, place=place)
+        thinking = beside.thinking if beside.text is None else beside.text
+        full = bool((thinking or "").strip())
+        if full or (thinking is not None and content.thinking is None):
+            content = content._replace(thinking=thinking, place=f"{name} of the message")
+        if full:
+            break
+    return content._replace(left_out=left_out)
 
 
 def is_cut_off(reason: object) -> bool:

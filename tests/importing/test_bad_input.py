@@ -198,6 +198,8 @@ THOUGHT_AT: list[tuple[Row, str, str]] = [
      "<think>\nb\n</think>\n\n5", "reasoning of the message"),
     (says("5", reasoning_content="", reasoning=None), "<think>\n\n</think>\n\n5",
      "reasoning_content of the message"),
+    (says("5", reasoning_content="a", reasoning={"effort": "low"}),
+     "<think>\na\n</think>\n\n5", "reasoning_content of the message"),
     (says(QUOTES, reasoning_content="a"), f"<think>\na\n</think>\n\n{QUOTES}",
      "reasoning_content of the message"),
     (says("<think>\nb\n</think>\n\n5", reasoning="a"), "<think>\nb\n</think>\n\n5",
