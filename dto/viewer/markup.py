@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.viewer.tree import CONTROL, Element, Node, el, run_text
+from dto.redact import CONTROL
+from dto.viewer.tree import Element, Node, el, run_text
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element as Xml

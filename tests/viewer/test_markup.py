@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto.redact import CONTROL
 from dto.viewer.markup import ATTRIBUTES, LONGEST, TAGS, answer_text, formula, marked_up
 from dto.viewer.nodes import passage
 from dto.viewer.page import Chunk, encode
-from dto.viewer.tree import CONTROL, Element, Node, RunText, el, source, to_html, to_text
+from dto.viewer.tree import Element, Node, RunText, el, source, to_html, to_text
 from tests.viewer.generated import HOSTILE
 
 SHOWN = {"b", "b.heading", "i.em", "code.code", "code.fence"}
