@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
@@ -232,13 +233,28 @@ def test_an_import_says_what_it_got(
     assert code == 0, err
     assert out.startswith("my rows.jsonl: 8 rows: 8 responses to 8 questions\n")
     assert "8 correct, 0 wrong, 0 truncated, 0 failed" in out and "warning" not in out
-    assert "runs/my rows: continue with: dto run 'runs/my rows'\n" in out
-    assert "--set problems.source=FILE|HUB" in out
+    hint = next(line for line in out.splitlines() if "continue with: " in line)
+    *_, last = hint.replace("FILE|HUB", "chains").partition("continue with: ")
+    assert shlex.split(last)[:3] == ["dto", "run", "runs/my rows"]
     assert "import    my rows.jsonl: 8 rows: 8 responses to 8 questions, grades 8" in caplog.text
     summary = json.loads(Path("runs/my rows/import.json").read_text())
     assert summary["grades"] == {"correct": 8}
     again = dto("import", "my rows.jsonl", "--model", "nano", capsys=capsys)
     assert (again[0], again[1]) == (0, out)
+    code, plan, err = dto(*shlex.split(last)[1:], "--dry-run", capsys=capsys)
+    assert code == 0 and "train" in plan, err
+    changes = shlex.split(last)[3:]
+    code, _, err = dto("segment", "runs/my rows", *changes, capsys=capsys)
+    assert code == 0 and len(read_problems("runs/my rows", "dev")) == 300, err
+    settings = ["--set", "problems.source=chains", "--set", "problems.dev=3"]
+    ready = [*settings, "--set", "problems.test=3", "--out", "ready"]
+    code, out, err = dto("import", "my rows.jsonl", "--model", "nano", *ready, capsys=capsys)
+    assert code == 0 and out.endswith("ready: continue with: dto run ready\n"), err
+
+
+def read_problems(run: str, split: str) -> list[Problem]:
+    rows = RunReader(Path(run)).rows("problems", Problem)
+    return [row for row in rows if row.split == split]
 
 
 @needs_nano
