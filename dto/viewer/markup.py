@@ -30,7 +30,7 @@ CACHED = 120
 TAGS = {
     "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup",
     "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded",
-    "mphantom", "menclose",
+    "menclose",
 }  # fmt: skip
 _LENGTH = r"[+-]?\d{0,2}(?:\.\d{1,4})?(?:em|ex|pt|px|mu)?"
 ATTRIBUTES = {

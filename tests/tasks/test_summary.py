@@ -118,7 +118,8 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
         f"2 right for the source, not for us: {', '.join(sorted((table[2].id, table[3].id)))}",
     ):
         assert part in text, part
-    assert list(found.warnings()) == []
+    (warning,) = found.warnings()
+    assert warning == "3 of 5 rows are dropped, 2 as unreadable_gold, such as gold"
 
 
 def test_a_run_without_rows(tmp_path: Path) -> None:
@@ -143,8 +144,28 @@ def test_the_tag_that_most_responses_begin_with(texts: list[str], tag: str, tmp_
     assert summarize(run_of(tmp_path, table), rows).tag == tag
 
 
+@pytest.mark.parametrize(
+    ("begin", "tag"), [("[THINK]", ""), ("<think>", "<think>"), ("[OTHER]", "[OTHER]")]
+)
+def test_the_tag_of_the_model_is_no_other(begin: str, tag: str, tmp_path: Path) -> None:
+    rows = [response(f"{number}?", f"{begin}{number}") for number in range(4)]
+    run = run_of(tmp_path, [trajectory(row, "truncated") for row in rows])
+    model = run.recipe.model.model_copy(update={"think": ("[THINK]", "[/THINK]")})
+    run = RunReader(tmp_path, run.recipe.model_copy(update={"model": model}))
+    assert summarize(run, rows).tag == tag
+
+
 BASE = Summary("rows.jsonl", "abc", False, rows=8, responses=8, problems=8,
                grades={"correct": 8}, context=2_048)  # fmt: skip
+
+
+def lost(foreign: int, missing: int = 0) -> dict[str, DroppedRows]:
+    return {
+        "missing_field": DroppedRows(missing, "row 3 has no question"),
+        "foreign_tags": DroppedRows(foreign, "[THINK]: set model.think"),
+    }
+
+
 WARNED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("all is well", {}, ()),
     ("half are truncated", {"unclosed": 4}, ()),
@@ -156,6 +177,11 @@ WARNED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("pairs need no gold", {"no_gold": 8, "paired": True}, ()),
     ("most are too long", {"long": 5}, ("5 of 8 responses do not fit", "2,048 tokens")),
     ("the context is unknown", {"long": 5, "context": 0}, ()),
+    ("half of the rows are dropped", {"rows": 16, "dropped": lost(8)}, ()),
+    ("most rows are dropped", {"rows": 17, "dropped": lost(7, missing=2)},
+     ("9 of 17 rows are dropped, 7 as foreign_tags, such as [THINK]: set model.think",)),
+    ("all rows are dropped, where the run stops", 
+     {"rows": 9, "responses": 0, "dropped": lost(9)}, ()),
 ]  # fmt: skip
 
 
