@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dto")
 
-START_SECONDS = 60.0
-"""How long an actor may wait for its resources before it is reported."""
+START_SECONDS = 300.0
+"""How long an actor may wait for its resources and start before it is reported."""
 MAX_DEATHS = 3
 """Actors that may die while they process a group, before the group is dropped."""
 
@@ -173,6 +173,7 @@ class Fleet:
         count = self._where.actors or most
         if count > most or not most:
             raise DtoError(_lacking(count, needs, there))
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         remote = ray.remote(Worker).options(
             num_cpus=needs["CPU"],
             num_gpus=needs.get("GPU", 0),
@@ -186,13 +187,15 @@ class Fleet:
             cast("ActorHandle[Worker]", remote.remote(*made, home)) for _ in range(count)
         ]
         self.shares = [Share() for _ in self._actors]
+        starts = [asyncio.ensure_future(self._call(actor.begin)) for actor in self._actors]
         try:
             async with asyncio.timeout(START_SECONDS):
-                nodes = await asyncio.gather(*(self._call(actor.begin) for actor in self._actors))
+                nodes = await asyncio.gather(*starts)
         except TimeoutError:
+            late = sum(start.cancelled() for start in starts)
+            after: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
             await self._kill()
-            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-            raise DtoError(_lacking(count, needs, free)) from None
+            raise DtoError(_late(late, count, needs, free, after)) from None
         except BaseException:
             await self._kill()
             raise
@@ -315,6 +318,26 @@ def _lacking(count: int, needs: Mapping[str, float], there: Mapping[str, float])
         f"ray: {count or 1} actors with {_shown(needs)} each were asked for, and there is "
         f"{_shown({name: there.get(name, 0) for name in needs})}: lower --ray, "
         "model.tensor_parallel, or name a larger cluster"
+    )
+
+
+def _late(
+    late: int,
+    count: int,
+    needs: Mapping[str, float],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> str:
+    """The error for actors that have not begun, by what was free before and after the wait."""
+    begun = f"ray: {late} of {count} actors have not begun in {START_SECONDS:g} s"
+    if _most(needs, before) < count and not _most(needs, after):
+        return (
+            f"{begun}: they wait for {_shown(needs)} each, which others on the cluster use: lower "
+            "--ray, or try again when those have ended"
+        )
+    return (
+        f"{begun}, although there is {_shown(needs)} for each: their nodes are slow to start dto. "
+        "The same command tries again; the logs of Ray on those nodes have the reason"
     )
 
 

@@ -249,15 +249,19 @@ def run_stages(
 
 def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
     """Raise, before hours of work, if training or evaluation lacks problems."""
-    for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
-        if split == "test" and run.recipe.evaluate.tasks:
-            continue
-        if stage in stages and not getattr(run.recipe.problems, split):
-            raise DtoError(
-                f"stage {stage} needs {split} problems, and problems.{split} is 0: "
-                f"`dto run {quote(str(run.path))} --set problems.source=FILE|HUB "
-                f"--set problems.{split}={default}`, or run the earlier stages one by one"
-            )
+    problems, tasks = run.recipe.problems, run.recipe.evaluate.tasks
+    lacking = [
+        (stage, split, f" --set problems.{split}={default}")
+        for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400))
+        if stage in stages and not getattr(problems, split) and not (split == "test" and tasks)
+    ]
+    if lacking:
+        stage, split, _ = lacking[0]
+        raise DtoError(
+            f"stage {stage} needs {split} problems, and problems.{split} is 0: "
+            f"`dto run {quote(str(run.path))} --set problems.source=FILE|HUB"
+            f"{''.join(change for *_, change in lacking)}`, or run the earlier stages one by one"
+        )
 
 
 def _work_whole(run: OpenRun, stage: Stage) -> None:

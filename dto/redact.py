@@ -4,7 +4,8 @@ Known private strings (paths and servers in a recipe, the directory of the run, 
 are replaced in texts that dto writes. Texts by models and people stay unchanged, since their spans
 and token ids would still reveal the string. Other strings that look like paths are not guessed at.
 Every text is searched for keys before an upload, and a match aborts it. Errors of engines and
-servers are never quoted, only their kind (:func:`failure_kind`).
+servers are never quoted, only their kind (:func:`failure_kind`). Invisible characters can be shown
+(:func:`visible_text`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ _OURS = re.compile(
     r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
 )
 """How reasons written by dto itself start."""
+# Invisible characters and those that change the display of others: C0 and C1 except line feed and
+# tab, soft hyphen, zero-width space, line separators, bidirectional embeddings and isolates, BOM,
+# surrogates. Joiners and left-to-right marks stay, since some scripts and emoji need them.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
 _STATUS = re.compile(r"\b(?:answered|HTTP|[Ss]tatus|[Ee]rror code)\W{0,3}(?:code\W{0,3})?(\d{3})\b")
 _EXCEPTION = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b")
 _JUDGE_FAILED = "the judge failed: "
@@ -81,7 +89,7 @@ def verdict_reason(reason: str) -> str:
 
 def dropped_detail(reason: str, detail: str) -> str:
     """Return the detail of a dropped row; a failure is reduced to its kind."""
-    return failure_kind(detail) if reason in ("failed", "error") else detail
+    return failure_kind(detail) if reason in ("failed", "error", "failed_request") else detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +275,17 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(evaluate, dict) and evaluate.get("server"):
         evaluate["server"] = NO_SERVER
     return settings
+
+
+def visible(character: str) -> str:
+    """Return the picture of a control character, such as `␛`, or its number."""
+    code = ord(character)
+    return chr(0x2400 + code) if code < 32 else f"U+{code:04X}"
+
+
+def visible_text(text: str) -> str:
+    """Replace invisible characters by `‹␛›` and the like, for plain text."""
+    return CONTROL.sub(lambda match: f"‹{visible(match[0])}›", text)
 
 
 def walk(data: Any, change: Callable[[str], str]) -> Any:

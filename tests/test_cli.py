@@ -334,7 +334,8 @@ def test_an_imported_run_has_dev_and_test_problems_of_its_own(
     sampled = Path("runs/x/sample/manifest.json").read_text()
     code, _, err = dto("run", "runs/x", capsys=capsys)
     assert (code, err.count("\n")) == (1, 1)
-    assert "stage train needs dev problems" in err and "--set problems.source=FILE|HUB" in err
+    assert "stage train needs dev problems" in err
+    assert "--set problems.source=FILE|HUB --set problems.dev=300 --set problems.test=400`" in err
     own = ("problems.source=own.jsonl", "problems.dev=2", "problems.test=4")
     changes = [part for change in own for part in ("--set", change)]
     code, _, err = dto("sample", "runs/x", *changes, capsys=capsys)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dto.cluster import MAX_DEATHS, Fleet, Ray
+from dto.cluster import MAX_DEATHS, Fleet, Ray, _late
 from dto.errors import DtoError, EngineError
 from dto.recipe import make_recipe
 from dto.records import Problem
@@ -183,6 +183,42 @@ async def test_more_than_there_is_is_refused_at_once(
     with pytest.raises(DtoError, match=r"1 CPU and 4 GPU each were asked for.* 0 GPU"):
         async with Fleet(Ray(None, 0), asks_gpus, False, ()):
             pass
+
+
+@pytest.mark.slow
+async def test_actors_that_wait_are_told_from_those_that_are_slow(
+    run: RunReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await whole(run, stage(plain), "spread", 4)  # a cluster is there
+    monkeypatch.setattr("dto.cluster.START_SECONDS", 0.01)
+    with pytest.raises(DtoError, match=r"have not begun in 0\.01 s, although there is 1 CPU"):
+        async with Fleet(Ray(None, 2), run, False, ()):
+            pass
+
+    class Other:
+        def there(self) -> int:
+            return 1
+
+    monkeypatch.setattr("dto.cluster.START_SECONDS", 2.0)
+    cores = int(ray.cluster_resources()["CPU"])
+    other = ray.remote(Other).options(num_cpus=cores).remote()
+    await other.there.remote()
+    try:
+        with pytest.raises(DtoError, match=r"2 of 2 actors .* in 2 s: they wait for 1 CPU each"):
+            async with Fleet(Ray(None, 2), run, False, ()):
+                pass
+    finally:
+        ray.kill(other)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "waits"),
+    [(4, 0, False), (3, 0, True), (0, 0, True), (0, 1, False), (8, 4, False)],
+)
+def test_why_an_actor_has_not_begun(before: int, after: int, waits: bool) -> None:
+    """Four actors of a core each, by the free cores before them and at the end of the wait."""
+    said = _late(1, 4, {"CPU": 1}, {"CPU": before}, {"CPU": after} if after else {})
+    assert ("they wait for" in said) is waits and ("slow to start" in said) is not waits
 
 
 @pytest.mark.slow

@@ -216,7 +216,8 @@ def test_too_few_problems_are_told_before_recording(
 ) -> None:
     recipe = make_recipe({"name": "r", "calibrate": settings})
     if not said:
-        check_problems(recipe, problems)
+        enough = check_problems(recipe, problems)
+        assert re.match(rf"\d+ of {problems} dev problems certify; \d+ are needed to", enough)
         return
     with pytest.raises(DtoError) as error:
         check_problems(recipe, problems)
@@ -227,6 +228,14 @@ def test_too_few_problems_are_told_before_recording(
         parts = split([str(n) for n in range(enough)], 0, recipe.calibrate.choose,
                       recipe.calibrate.certify)  # fmt: skip
         assert p_value(np.zeros(len(parts.certify)), recipe.calibrate.max_loss, 0.1) <= 0.1
+
+
+def test_how_many_problems_certify() -> None:
+    recipe = make_recipe({"name": "r"})
+    assert check_problems(recipe, 300) == (
+        "150 of 300 dev problems certify; 135 are needed to certify a loss of at most 2 points "
+        "(calibrate.max_loss) with probability 90 %"
+    )
 
 
 def test_calibrate_refuses_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,14 +99,18 @@ def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None)
         ("AssertionError", "AssertionError"),
         ("prompt has 5,000 tokens, context is 4,096: shorten it, alice",
          "prompt has 5,000 tokens, context is 4,096"),
+        ('batch/out.jsonl, custom_id q-7: the request failed: {"message": "You (org-alice) have no '
+         'quota", "code": "insufficient_quota"}', "failed"),
+        ("batch/out.jsonl, custom_id q-7: the request failed with status 429", "HTTP 429"),
         ("failed", "failed"),
     ],
 )  # fmt: skip
 def test_of_an_error_only_the_kind_is_told(reason: str, kind: str) -> None:
     assert failure_kind(reason) == kind == failure_kind(kind)
-    for ended in ("failed", "error"):
+    for ended in ("failed", "error", "failed_request"):
         assert dropped_detail(ended, reason) == kind
     assert dropped_detail("no_exit", "the best p is 0.20") == "the best p is 0.20"
+    assert dropped_detail("missing_field", "row 3: no question") == "row 3: no question"
     assert verdict_reason(f"the judge failed: {reason}") == f"the judge failed: {kind}"
     assert verdict_reason(f"it says 500, {reason}") == f"it says 500, {reason}"
 

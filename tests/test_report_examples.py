@@ -6,6 +6,7 @@ import html
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +214,22 @@ def test_titles_lead_to_the_viewer_if_it_is_there(tmp_path: Path) -> None:
     found = re.findall(r'<a href="(.*?)">', section(run).html)
     assert [html.unescape(address) for address in found] == [
         "../view.html#p00/000",
-        "../view.html#p00&list=evaluation",
+        "../view.html#p00/000&list=evaluation",
     ]
     assert "view.html" in section(run).text[0]
+
+
+def test_an_answer_leads_to_its_own_sample(tmp_path: Path) -> None:
+    """The id of a problem alone would lead to its first sample."""
+    run = write_run(tmp_path / "run", answers=[("correct", "wrong", 9)])
+    rows = list(tables.read(run.table("evaluate"), EvaluationRow))
+    moved = [
+        replace(row, sample=2, id=EvaluationRow.make_id(row.model, row.exit, row.problem_id, 2))
+        for row in rows
+    ]
+    tables.write(run.table("evaluate"), EvaluationRow, moved)
+    (run.path / "view.html").write_text("")
+    assert "../view.html#p00/002&amp;list=evaluation" in section(run).html
 
 
 def test_texts_are_escaped_and_private_names_replaced(
@@ -230,7 +244,18 @@ def test_texts_are_escaped_and_private_names_replaced(
     text = section(run).html
     assert "<script" not in text and "&lt;script&gt;" in text
     assert str(tmp_path) not in text and "very-secret-value" not in text
-    assert "\u202e" not in text and "\x1b" not in text and "\N{REPLACEMENT CHARACTER}abc" in text
+    assert "\u202e" not in text and "\x1b" not in text and "‹U+202E›abc‹␛›" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["می\u200cخواهم", "क्\u200dष", "\U0001f469\u200d\U0001f4bb", "\ue000", "a\u00a0b"],
+    ids=["Persian", "Hindi", "an emoji", "private use", "a space that does not break"],
+)
+def test_characters_that_scripts_need_stay(text: str, tmp_path: Path) -> None:
+    rows: list[tuple[Outcome, int, Sequence[int]]] = [("shortened", 40, (0, 1, 2))]
+    run = write_run(tmp_path / "run", rows, pieces=(f"{text} ", *PIECES[1:]))
+    assert f"{text} " in section(run).html and "‹" not in section(run).html
 
 
 @pytest.mark.parametrize("sizes", [(5, 5), (30_000,), (9_999, 30_000), (10_000, 10_001), (1,) * 7])

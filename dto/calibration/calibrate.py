@@ -106,8 +106,11 @@ class Calibration:
         return "\n".join(lines)
 
 
-def check_problems(recipe: Recipe, problems: int) -> None:
-    """Raise DtoError if so few dev problems certify no exit, even one that loses no answer."""
+def check_problems(recipe: Recipe, problems: int) -> str:
+    """Say how many of the dev problems certify an exit.
+
+    Raises DtoError if so few certify none, even one that loses no answer.
+    """
     settings = recipe.calibrate
     goal = (
         f"to certify a loss of at most {100 * settings.max_loss:g} points "
@@ -118,7 +121,7 @@ def check_problems(recipe: Recipe, problems: int) -> None:
         raise DtoError(f"no number of problems is enough {goal}: raise calibrate.max_loss")
     certifying = _certifying(problems, settings)
     if certifying >= needed:
-        return
+        return f"{certifying:,} of {problems:,} dev problems certify; {needed:,} are needed {goal}"
     enough = ceil(needed / settings.certify)
     while _certifying(enough, settings) < needed:
         enough += 1

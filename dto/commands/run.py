@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -33,6 +34,8 @@ from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
 from dto.source import Source
+
+logger = logging.getLogger("dto")
 
 Force = Annotated[
     bool, typer.Option("--force", help="Start although the training seems too large here.")
@@ -274,7 +277,8 @@ def calibrate(
     with held(opened, "calibrate"):
         if not (force or recorded):  # a source can have fewer problems than it is asked for
             run_stages(opened, needed(recipe, "problems"))
-            check_problems(recipe, opened.count("problems", split="dev"))
+            enough = check_problems(recipe, opened.count("problems", split="dev"))
+            logger.info("calibrate %s", enough)
         run_stages(opened, needed(recipe, "trace"))
         print(calibrate_run(opened.path))
         print(f"{opened.path}/calibrate: policy.yaml, calibration.json, calibration.png")
@@ -329,7 +333,7 @@ def import_rows(
 
     Rows of prompt + response become trajectories, rows of chosen + rejected become pairs; the last
     lines say what was imported. Dev and test problems come from the recipe's problems.source.
-    Continue with `dto run RUN`.
+    The last line is the command that continues.
     """
     from dto.tasks import summary
 
@@ -353,13 +357,14 @@ def import_rows(
         print(line)
     for line in () if before is None else before.warnings():  # else the log has them
         print(f"warning: {line}")
-    print(f"{place}: continue with: dto run {quote(str(place))}")
-    problems = settings.problems
-    if not (problems.dev and (problems.test or settings.evaluate.tasks)):
-        print(
-            "training and evaluation need problems of their own: add --set "
-            "problems.source=FILE|HUB --set problems.dev=300 --set problems.test=400"
-        )
+    problems, again = settings.problems, f"{place}: continue with: dto run {quote(str(place))}"
+    if problems.dev and (problems.test or settings.evaluate.tasks):
+        print(again)
+        return
+    print(
+        f"{again} --set problems.source=FILE|HUB --set problems.dev=300 --set problems.test=400\n"
+        "(training and evaluation need problems of their own: dev and test problems of that source)"
+    )
 
 
 def add_run(app: typer.Typer) -> None:

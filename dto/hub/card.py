@@ -23,7 +23,7 @@ from dto.hub.folder import PublishedStages, data_files
 from dto.hub.upload import Kind, http_status, hub_errors
 from dto.pipeline import STAGES, shown_prompts
 from dto.recipe import NAMES, Recipe
-from dto.redact import Redaction
+from dto.redact import Redaction, visible_text
 from dto.reporting.cost import JUDGE, TEACHER, stage_costs
 from dto.reporting.funnel import DROPPED
 from dto.reporting.pictures import COLOURS, INK, save, style_axes
@@ -35,7 +35,6 @@ from dto.runs.reader import RunReader
 from dto.source import Source
 from dto.stages import prune
 from dto.tasks import TASKS
-from dto.viewer.tree import visible_text
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (

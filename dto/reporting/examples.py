@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from dto.redact import Redaction, secrets_of, withheld_stages, without_secrets
+from dto.records import Trajectory
+from dto.redact import Redaction, secrets_of, visible_text, withheld_stages, without_secrets
 from dto.reporting.page import OmittedSection, Section
 from dto.reporting.table import template
 from dto.runs.reader import RunReader
@@ -63,9 +64,7 @@ def examples_section(run: RunReader, plain: str, name: str) -> Section | Omitted
 
     def shown(text: str) -> str:
         """A text that can be shared, with its invisible characters marked."""
-        text = without_secrets(redaction.text(text), secrets)
-        return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}"
-                       for c in text)  # fmt: skip
+        return visible_text(without_secrets(redaction.text(text), secrets))
 
     html = template("examples.html.jinja").render(examples=found, view=view, shown=shown)
     more = "Each title leads to the row in view.html." if view else f"All rows: dto view {name}."
@@ -189,7 +188,7 @@ def _answers(run: RunReader, plain: str) -> list[Example]:
             Side("Trained", f"{row['grade']}, {row['tokens']:,} tokens", _clipped([Part(text)])),
         )
         question, gold = problems.get(row["problem_id"], ("", ""))
-        address = f"#{row['problem_id']}&list=evaluation"
+        address = f"#{Trajectory.make_id(row['problem_id'], row['sample'])}&list=evaluation"
         title = f"{title}: the median of {count:,}"
         examples.append(Example(title, question, gold, sides, address))
     return examples

@@ -32,10 +32,15 @@ def batch_files(source: str, batch_input: str | None) -> BatchFiles | None:
     if batch_input is not None:
         if Path(batch_input).suffix != ".jsonl":
             raise DtoError(f"--input {batch_input}: the input of a batch is a .jsonl file")
+        if Source.parse(source).kind != "file":
+            raise DtoError(
+                f"--input {batch_input} goes with one output file of a batch, and {source} is "
+                "none: name that file, or leave --input out if a folder holds both"
+            )
         return BatchFiles((Path(batch_input),), (path,))
     if not path.is_dir():
         return None
-    files = sorted(path.glob("*.jsonl"))
+    files = [file for file in sorted(path.glob("*.jsonl")) if file.is_file()]
     firsts = {file: _first_row(file) for file in files}
     inputs = tuple(file for file in files if {"custom_id", "body"} <= firsts[file].keys())
     outputs = tuple(file for file in files if {"custom_id", "response"} <= firsts[file].keys())

@@ -16,8 +16,9 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, TextIO
 
 from dto.errors import DtoError
@@ -25,13 +26,17 @@ from dto.extension import nearest
 from dto.records import Dropped
 from dto.source import COMPRESSED, DATA_FILES, Source
 from dto.tasks import TASKS
+from dto.tasks.shapes import ANSWER, QUESTION, RESPONSE
 from dto.tasks.task import Row
 
 logger = logging.getLogger("dto")
 
 _SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
+_INSPECT = ".eval"  # logs of inspect in its own format
 _BLOCK = 2**26  # bytes of Parquet rows that are read together
 _CHUNK = 2**20  # characters of a .json file
+_LISTS = frozenset(name for name in RESPONSE if name.endswith("s"))
+_TEXTS = frozenset((*QUESTION, *RESPONSE, *ANSWER)) - _LISTS
 MOST_CHARACTERS = 2**28
 """Characters of one row of a .json file; a longer one is taken for a file that is broken."""
 Rows = Iterable[Row | Dropped]
@@ -52,6 +57,8 @@ def read_source(source: Source) -> dict[str | None, Rows]:
     if source.kind == "file":
         read = _reader(path)
         if read is None:
+            if path.suffix == _INSPECT:
+                raise _inspect_log(path)
             expected = ", ".join(DATA_FILES)
             raise DtoError(f"source {name}: expected {expected}, a folder or a Hub dataset")
         return {None: _guarded(path, read)}
@@ -115,6 +122,8 @@ def _folder(folder: Path) -> dict[str | None, Rows]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _reader(path)]
     files = [path for path in files if not _hidden(path.relative_to(folder))]
     if not files:
+        if log := next(folder.rglob(f"*{_INSPECT}"), None):
+            raise _inspect_log(log)
         return {}
     base = str(folder.resolve())
     try:
@@ -127,12 +136,19 @@ def _folder(folder: Path) -> dict[str | None, Rows]:
         own = [left.pop(path) for path in sorted({*map(Path, names)} & left.keys())]
         if own:
             splits[str(split)] = chain.from_iterable(map(_file, own))
-    if splits and left:
+    if not splits:  # only other files are named after a split, such as x.eval
+        return {"train": chain.from_iterable(map(_file, files))}
+    if left:
         others = ", ".join(path.name for path in left.values())
         logger.warning(
             "%s: not read, since other files are named after a split: %s", folder, others
         )
     return splits
+
+
+def _inspect_log(path: Path) -> DtoError:
+    shell = f"inspect log dump {quote(str(path))} > {quote(path.stem)}.json"
+    return DtoError(f"{path} is a packed log of inspect: write it as JSON with `{shell}`")
 
 
 def _hidden(path: Path) -> bool:
@@ -239,7 +255,8 @@ class _JsonValues:
         """Pass one of these characters. Raises ValueError for another."""
         found = self.peek()
         if not found or found not in expected:
-            raise ValueError(f"expected {' or '.join(expected)}, found {found or 'its end'}")
+            signs = " or ".join(f"`{sign}`" for sign in expected)
+            raise ValueError(f"expected {signs}, found {f'`{found}`' if found else 'its end'}")
         self._at += 1
         return found
 
@@ -275,7 +292,8 @@ def _json_rows(path: Path) -> Iterator[Row | Dropped]:
     """The objects of a .json file: of an array, or of the one list of objects in its object.
 
     An object without such a list, or whose only one is a chat, is a row itself. A file of several
-    objects is read as JSON Lines. Raises DtoError if an object has several lists of objects.
+    objects is read as JSON Lines. Of a log of inspect the `samples` are read. Raises DtoError if
+    another object has several lists of objects.
     """
     try:
         with _text(path, errors="surrogateescape") as file:
@@ -315,13 +333,12 @@ def _json_rows(path: Path) -> Iterator[Row | Dropped]:
 
 def _elements(values: _JsonValues, path: Path) -> Iterator[Row | Dropped]:
     values.take("[")
-    number = 0
-    while values.peek() != "]":
-        if number:
-            values.take(",")
-        number += 1
+    if values.peek() == "]":
+        return
+    for number in count(1):
         yield _checked(values.value(), path, number)
-    values.take("]")
+        if values.take(",]") == "]":
+            return
 
 
 def _checked(value: object, path: Path, number: int) -> Row | Dropped:
@@ -337,11 +354,16 @@ def _checked(value: object, path: Path, number: int) -> Row | Dropped:
 
 
 def _lists_of_objects(values: _JsonValues) -> tuple[list[str], bool]:
-    """The keys of an object that hold a list of objects, and whether more follows the object."""
+    """The keys of an object that hold a list of objects, and whether more follows the object.
+
+    Beside `eval`, as in a log of inspect, `samples` are the only such list.
+    """
     lists: list[str] = []
+    keys = set()
     values.take("{")
     while values.peek() != "}":
         key = values.value()
+        keys.add(str(key))
         values.take(":")
         if values.peek() == "[":
             values.take("[")
@@ -361,6 +383,8 @@ def _lists_of_objects(values: _JsonValues) -> tuple[list[str], bool]:
         if values.peek() != "}":
             values.take(",")
     values.take("}")
+    if "samples" in lists and "eval" in keys:
+        lists = ["samples"]
     return lists, bool(values.peek())
 
 
@@ -380,13 +404,17 @@ def _text(path: Path, errors: str = "strict") -> TextIO:
 def _table(path: Path) -> Iterator[Row | Dropped]:
     """The rows of a .csv or .tsv file: cells are text, and empty ones null.
 
-    A cell that is a JSON list of messages is read as a chat.
+    A cell that is a JSON list of messages is read as a chat, and outside of columns for one text, a
+    JSON list of texts, objects or truth values as that list. A list of responses in another form
+    is dropped (`wrong_type`). Raises DtoError for two columns with one name.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default is 131,072 characters
     tabs = ".tsv" in path.suffixes[-2:] or ".TSV" in path.suffixes[-2:]
     with _text(path, errors="surrogateescape") as file:
         lines = csv.reader(file, delimiter="\t" if tabs else ",")
         names = next(lines, [])
+        if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+            raise DtoError(f"file {path} has several columns {twice[0]!r}: rename all but one")
         for number, cells in enumerate(lines, start=1):
             if not cells:
                 continue
@@ -395,7 +423,12 @@ def _table(path: Path) -> Iterator[Row | Dropped]:
                 detail = f"{where} has {len(cells)} cells, its header {len(names)}"
                 yield _unreadable("row", number, detail)
                 continue
-            row = {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
+            row = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)}
+            broken = [name for name in _LISTS & row.keys() if _is_broken(row[name])]
+            if broken:
+                detail = f"{where}: {broken[0]} is a list, but not JSON: write it with json.dumps"
+                yield Dropped(f"row/{number:08d}", "wrong_type", detail)
+                continue
             try:
                 _check_text(row)
             except ValueError as error:
@@ -404,15 +437,22 @@ def _table(path: Path) -> Iterator[Row | Dropped]:
             yield row
 
 
-def _cell(cell: str) -> Any:
-    if cell.startswith("[{"):
-        try:
-            chat = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if all(map(_is_turn, chat)):
-            return chat
-    return cell or None
+def _cell(name: str, cell: str) -> Any:
+    if not cell.startswith("["):
+        return cell or None
+    try:
+        values = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    if values and all(map(_is_turn, values)):
+        return values
+    is_list = all(value is None or isinstance(value, str | bool | dict) for value in values)
+    return values if is_list and name not in _TEXTS else cell
+
+
+def _is_broken(cell: object) -> bool:
+    """Whether a cell is a list of texts as Python or pandas shows it, or the beginning of one."""
+    return isinstance(cell, str) and re.match(r"\[\s*['\"]", cell) is not None
 
 
 def _parquet(path: Path) -> Iterator[Row | Dropped]:

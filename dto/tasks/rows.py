@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from shlex import quote
 from typing import NamedTuple, TypeVar
 
 from dto.grading.compare import numeric
@@ -61,7 +62,7 @@ class Undecided(FieldError):
     """Several columns can be a field, and their values differ: the user has to choose one."""
 
     def __init__(self, field: str, paths: Sequence[str], detail: str) -> None:
-        choices = " or ".join(f"--map {field}={path}" for path in paths)
+        choices = " or ".join(f"--map {quote(f'{field}={path}')}" for path in paths)
         super().__init__("undecided", field, f"{detail}: choose with {choices}")
 
 
@@ -457,7 +458,8 @@ def _missing(row: Row, shape: Shape, field: str) -> FieldError:
         known = {*shape.question, *shape.answer, *shape.correct, *_SYSTEM}
         unread = [name for name, value in row.items() if value and name not in known]
         texts = [name for name in unread if isinstance(row[name], str | list | dict)]
-        choices = " or ".join(f"--map {field}={name}" for name in texts[:3] or ["COLUMN"])
+        paths = [f"{field}={name}" for name in texts[:3] or ["COLUMN"]]
+        choices = " or ".join(f"--map {quote(path)}" for path in paths)
         message += f": name its column, such as {choices}"
     return FieldError("missing_field", "", message)
 

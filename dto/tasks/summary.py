@@ -26,7 +26,7 @@ from dto.records import Dropped, Problem, Trajectory, content_id
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
-from dto.tags import DEFAULT_TAGS, shown_tags
+from dto.tags import shown_tags
 from dto.tasks.imported import responses_of
 from dto.tasks.importing import is_whole
 
@@ -158,6 +158,13 @@ class Summary:
     def warnings(self) -> Iterator[str]:
         """What is wrong with most responses, each with the way out in one line."""
         most = self.responses / 2
+        dropped = sum(rows.count for rows in self.dropped.values())
+        if self.responses and 2 * dropped > self.rows:  # without responses the run stops
+            reason, rows = max(self.dropped.items(), key=lambda item: item[1].count)
+            yield (
+                f"{dropped:,} of {self.rows:,} rows are dropped, {rows.count:,} as {reason}, such "
+                f"as {rows.example}"
+            )
         again = "import again, with --recompute and"
         if self.unclosed > most:
             begin = f", most of them begin with {self.tag}" if self.tag else ""
@@ -234,7 +241,7 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
     rows = 0
     problem: Problem | None = None
     left_out: Counter[str] = Counter()
-    tags: Counter[str] = Counter()
+    tags, own = Counter[str](), shown_tags(recipe.model).open
     seen: set[int] = set()
     duplicates = no_gold = 0
     verdicts: dict[str, bool] = {}
@@ -257,7 +264,7 @@ def summarize(run: RunReader, responses: Iterable[Response | Dropped]) -> Summar
         if response.cut:
             cut.add(row_id)
         tag = _TAG.match(response.text[:60])
-        if tag and tag[1] != DEFAULT_TAGS.open and (tag[1] in tags or len(tags) < 100):
+        if tag and tag[1] != own and (tag[1] in tags or len(tags) < 100):
             tags[tag[1]] += 1
     table = _Table(run, verdicts, cut, _context(recipe.model))
     common, count = next(iter(tags.most_common(1)), ("", 0))

@@ -65,6 +65,13 @@ def answers_node(view: AnswersView) -> Element:
         [facts_node(facts) for facts in [_model_changes(view)] if facts],
         models,
         texts,
+        el(
+            "details.request",
+            el("summary", el("b", "Sampling settings")),
+            facts_node([(name, run_text(value)) for name, value in view.settings]),
+        )
+        if view.settings
+        else None,
     )
 
 

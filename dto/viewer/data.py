@@ -30,7 +30,7 @@ from dto.records import (
 from dto.runs.journal import read_entries
 from dto.runs.reader import RunReader
 from dto.viewer.arms import arms_of, question_of
-from dto.viewer.prompt import Request, RequestReader
+from dto.viewer.prompt import Request, RequestReader, sampling
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
@@ -90,7 +90,7 @@ class AnswersView:
     """Answers to one problem with one sample index, by every model under every exit.
 
     The reference is the answer under `plain`, the exit whose policy is none. Rows of a run have no
-    token ids of the response.
+    token ids of the response. `settings` are names and values of the sampling settings.
     """
 
     problem_id: str
@@ -98,6 +98,7 @@ class AnswersView:
     rows: tuple[EvaluationRow, ...]
     problem: Problem | None = None
     plain: str = "none"
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def ordered(self) -> list[EvaluationRow]:
@@ -359,7 +360,10 @@ class RunTables(RunReader):
         problem_of = _ProblemsById(self.rows(self.test_stage, Problem))
         for (problem_id, _), group in groupby(self._evaluated(start), key=question_of):
             rows = tuple(group)
-            yield AnswersView(problem_id, rows[0].sample, rows, problem_of(problem_id), self.plain)
+            problem, seeds = problem_of(problem_id), {row.seed for row in rows}
+            settings = sampling(self.recipe.evaluate, seeds.pop() if len(seeds) == 1 else None)
+            shown = () if self.recipe.compare.methods else tuple(settings)
+            yield AnswersView(problem_id, rows[0].sample, rows, problem, self.plain, shown)
 
     def _evaluated(self, start: str) -> Iterator[EvaluationRow]:
         """Yield evaluation rows by problem and sample, with a few rows of each arm in memory.

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.viewer.tree import CONTROL, Element, Node, el, run_text
+from dto.redact import CONTROL
+from dto.viewer.tree import Element, Node, el, run_text
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element as Xml
@@ -29,7 +30,7 @@ CACHED = 120
 TAGS = {
     "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup",
     "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded",
-    "mphantom", "menclose",
+    "menclose",
 }  # fmt: skip
 _LENGTH = r"[+-]?\d{0,2}(?:\.\d{1,4})?(?:em|ex|pt|px|mu)?"
 ATTRIBUTES = {

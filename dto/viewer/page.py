@@ -27,10 +27,10 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from dto.errors import DtoError, disk_errors
 from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
-from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
+from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason, visible_text
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
 from dto.viewer.render import node, verdict_label
-from dto.viewer.tree import Element, Node, RunText, source, visible_text
+from dto.viewer.tree import Element, Node, RunText, source
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140

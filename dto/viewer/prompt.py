@@ -12,8 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.recipe import Recipe, resolve
+from dto.recipe import Recipe, SampleSettings, resolve
 from dto.records import Trajectory
+from dto.settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,17 +65,25 @@ class RequestReader:
             yield "response", "imported: how it was sampled is unknown"
             return
         yield "engine", self._recipe.model.engine
-        yield "temperature", f"{sample.temperature:g}"
-        yield "top_p", f"{sample.top_p:g}"
-        for name, value, unused in (
-            ("top_k", sample.top_k, 0),
-            ("min_p", sample.min_p, 0.0),
-            ("presence_penalty", sample.presence_penalty, 0.0),
-        ):
-            if value != unused:
-                yield name, f"{value:g}"
-        yield "max_tokens", f"{sample.max_tokens:,}"
-        yield "seed", str(row.seed)
+        yield from sampling(sample, row.seed)
+
+
+def sampling(
+    settings: SampleSettings | EvaluateSettings, seed: int | None
+) -> Iterator[tuple[str, str]]:
+    """Yield names and values of the settings that responses are sampled with."""
+    yield "temperature", f"{settings.temperature:g}"
+    yield "top_p", f"{settings.top_p:g}"
+    for name, value, unused in (
+        ("top_k", settings.top_k, 0),
+        ("min_p", settings.min_p, 0.0),
+        ("presence_penalty", settings.presence_penalty, 0.0),
+    ):
+        if value != unused:
+            yield name, f"{value:g}"
+    yield "max_tokens", f"{settings.max_tokens:,}"
+    if seed is not None:
+        yield "seed", str(seed)
 
 
 @cache

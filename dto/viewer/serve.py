@@ -7,6 +7,8 @@ written again when a stage has new rows.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -98,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         with file:
-            stat = Path(file.name).stat()
+            stat = os.fstat(file.fileno())  # the path may lead to a newer page by now
             tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
             same = self.headers.get("If-None-Match") == tag
             size = file.seek(0, 2)
@@ -131,7 +133,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay quiet about a browser that has gone away."""
+        """Stay quiet about a browser that has gone away; print any other error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Server6(_Server):
@@ -175,7 +179,7 @@ def addresses(server: _Server, host: str) -> list[str]:
         return [
             f"http://{shown}:{port}/",
             f"everybody who reaches this machine can read the page; with --host localhost only "
-            f"you, over: ssh -L {port}:localhost:{port} {gethostname()}",
+            f"users of this machine, over: ssh -L {port}:localhost:{port} {gethostname()}",
         ]
     return [
         f"http://localhost:{port}/",

@@ -6,10 +6,11 @@ and attribute names are our own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
+
+from dto.redact import CONTROL, visible, visible_text
 
 
 class RunText(NamedTuple):
@@ -31,13 +32,6 @@ class Element(NamedTuple):
 
 Node = str | RunText | Element
 Nodes = Iterable["Node | Nodes | None"]
-
-# Invisible characters and those that change the display of others: C0 and C1 except line feed and
-# tab, soft hyphen, zero-width space, line separators, bidirectional embeddings and isolates, BOM,
-# surrogates. Joiners and left-to-right marks stay, since some scripts and emoji need them.
-CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
 
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
@@ -75,17 +69,6 @@ def source(node: Node) -> str:
     if isinstance(node, RunText):
         return node.text
     return "" if node.tag == "math" else "".join(map(source, node.children))
-
-
-def visible(character: str) -> str:
-    """Return the picture of a control character, such as `␛`, or its number."""
-    code = ord(character)
-    return chr(0x2400 + code) if code < 32 else f"U+{code:04X}"
-
-
-def visible_text(text: str) -> str:
-    """Replace invisible characters by `‹␛›` and the like, for plain text."""
-    return CONTROL.sub(lambda match: f"‹{visible(match[0])}›", text)
 
 
 def to_html(node: Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,18 @@ SMALL = [
 
 @pytest.mark.slow
 def test_calibrate_replay_and_evaluate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "dto")
     monkeypatch.chdir(tmp_path)
     changes = [part for change in SMALL for part in ("--set", change)]
     code, out, err = dto("calibrate", "nano", *changes, capsys=capsys)
     assert code == 0, err
     assert "3 choose, 6 certify, 3 held out, 0 failed" in out
+    assert "calibrate 6 of 12 dev problems certify; 3 are needed to certify" in caplog.text
     run = Path("runs/calibrate-nano")
     assert load_recipe(run / "recipe.yaml").model.family == "nano"
     policy = run / "calibrate" / "policy.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -469,3 +470,20 @@ def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
 def test_text_parts_are_joined_whole(parts: list[tuple[str, str]]) -> None:
     content = read_content([{"type": kind, "text": text} for kind, text in parts], "response")
     assert content == Content(None, "".join(text for _, text in parts))
+
+
+def test_generations_of_a_table(tmp_path: Path) -> None:
+    """The cells of OpenR1 as CSV are JSON lists."""
+    question, gold, answers = PROBLEMS[0]
+    (row,) = openr1(question, gold, answers)
+    cells = {
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in row.items()
+        if name != "messages"
+    }
+    path = tmp_path / "rows.csv"
+    polars.DataFrame([cells]).write_csv(path)
+    assert [(each.text, each.correct) for each in responses(str(path))] == [
+        (answers[0].text, True),
+        (answers[1].text, False),
+    ]

@@ -17,10 +17,12 @@ from dto import tables
 from dto.errors import DtoError
 from dto.records import Dropped, Trajectory
 from dto.runs.reader import RunReader
-from dto.tags import ThinkTags
+from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.tasks.importing import Response, holds_pairs, read_responses
+from dto.tasks.rows import Undecided, read_row
 from dto.tasks.shapes import find, is_path
 from dto.tasks.survey import WINDOW
+from dto.tasks.task import FieldError
 from tests.commands import told
 from tests.importing.shapes import (
     PROBLEMS,
@@ -465,3 +467,40 @@ def test_batches_that_cannot_be_joined(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(DtoError, match="has no custom_id"):
         list(read_responses(str(outputs), batch_input=write(tmp_path / "x.jsonl", [{"a": 1}])))
     assert json.loads(outputs.read_text("utf-8").splitlines()[0])["custom_id"] == "1-3"
+
+
+@pytest.mark.parametrize("source", ["batch", "user/responses"])
+def test_the_input_of_a_batch_goes_with_a_file(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, _ = batch(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DtoError, match="goes with one output file"):
+        list(read_responses(source, batch_input=str(inputs)))
+
+
+def test_a_folder_with_the_name_of_a_file_is_no_batch(tmp_path: Path) -> None:
+    batch(tmp_path)
+    (tmp_path / "batch/x.jsonl").mkdir()
+    assert pairs_of(str(tmp_path / "batch")) == EXPECTED
+    other = tmp_path / "other"
+    (other / "x.jsonl").mkdir(parents=True)
+    write(other / "a.jsonl", [{"question": "a?", "response": "<think>1</think>1", "answer": "1"}])
+    assert len(list(read_responses(str(other)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"question": "a?", "my text": "<think>1</think>1"}, "--map 'response=my text'"),
+        ({"question": "a?", "text": "<think>1</think>1"}, "--map response=text"),
+    ],
+)
+def test_a_hint_can_be_pasted(row: Row, hint: str) -> None:
+    with pytest.raises(FieldError) as error:
+        read_row(row, DEFAULT_TAGS, {})
+    assert hint in str(error.value)
+
+
+def test_a_path_into_a_list_is_quoted() -> None:
+    assert "--map 'answer=a[].b' or --map answer=c" in str(Undecided("answer", ["a[].b", "c"], "x"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
@@ -117,7 +118,8 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
         f"2 right for the source, not for us: {', '.join(sorted((table[2].id, table[3].id)))}",
     ):
         assert part in text, part
-    assert list(found.warnings()) == []
+    (warning,) = found.warnings()
+    assert warning == "3 of 5 rows are dropped, 2 as unreadable_gold, such as gold"
 
 
 def test_a_response_that_was_cut_off_is_not_one_that_never_closes(tmp_path: Path) -> None:
@@ -152,8 +154,28 @@ def test_the_tag_that_most_responses_begin_with(texts: list[str], tag: str, tmp_
     assert summarize(run_of(tmp_path, table), rows).tag == tag
 
 
+@pytest.mark.parametrize(
+    ("begin", "tag"), [("[THINK]", ""), ("<think>", "<think>"), ("[OTHER]", "[OTHER]")]
+)
+def test_the_tag_of_the_model_is_no_other(begin: str, tag: str, tmp_path: Path) -> None:
+    rows = [response(f"{number}?", f"{begin}{number}") for number in range(4)]
+    run = run_of(tmp_path, [trajectory(row, "truncated") for row in rows])
+    model = run.recipe.model.model_copy(update={"think": ("[THINK]", "[/THINK]")})
+    run = RunReader(tmp_path, run.recipe.model_copy(update={"model": model}))
+    assert summarize(run, rows).tag == tag
+
+
 BASE = Summary("rows.jsonl", "abc", False, rows=8, responses=8, problems=8,
                grades={"correct": 8}, context=2_048)  # fmt: skip
+
+
+def lost(foreign: int, missing: int = 0) -> dict[str, DroppedRows]:
+    return {
+        "missing_field": DroppedRows(missing, "row 3 has no question"),
+        "foreign_tags": DroppedRows(foreign, "[THINK]: set model.think"),
+    }
+
+
 WARNED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("all is well", {}, ()),
     ("half are truncated", {"unclosed": 4}, ()),
@@ -167,6 +189,11 @@ WARNED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("a system prompt is left out", {"left_out": {"system_prompt": 8}}, ()),
     ("most are too long", {"long": 5}, ("5 of 8 responses do not fit", "2,048 tokens")),
     ("the context is unknown", {"long": 5, "context": 0}, ()),
+    ("half of the rows are dropped", {"rows": 16, "dropped": lost(8)}, ()),
+    ("most rows are dropped", {"rows": 17, "dropped": lost(7, missing=2)},
+     ("9 of 17 rows are dropped, 7 as foreign_tags, such as [THINK]: set model.think",)),
+    ("all rows are dropped, where the run stops", 
+     {"rows": 9, "responses": 0, "dropped": lost(9)}, ()),
 ]  # fmt: skip
 
 
@@ -250,13 +277,28 @@ def test_an_import_says_what_it_got(
     assert code == 0, err
     assert out.startswith("my rows.jsonl: 8 rows: 8 responses to 8 questions\n")
     assert "8 correct, 0 wrong, 0 truncated, 0 failed" in out and "warning" not in out
-    assert "runs/my rows: continue with: dto run 'runs/my rows'\n" in out
-    assert "--set problems.source=FILE|HUB" in out
+    hint = next(line for line in out.splitlines() if "continue with: " in line)
+    *_, last = hint.replace("FILE|HUB", "chains").partition("continue with: ")
+    assert shlex.split(last)[:3] == ["dto", "run", "runs/my rows"]
     assert "import    my rows.jsonl: 8 rows: 8 responses to 8 questions, grades 8" in caplog.text
     summary = json.loads(Path("runs/my rows/import.json").read_text())
     assert summary["grades"] == {"correct": 8}
     again = dto("import", "my rows.jsonl", "--model", "nano", capsys=capsys)
     assert (again[0], again[1]) == (0, out)
+    code, plan, err = dto(*shlex.split(last)[1:], "--dry-run", capsys=capsys)
+    assert code == 0 and "train" in plan, err
+    changes = shlex.split(last)[3:]
+    code, _, err = dto("segment", "runs/my rows", *changes, capsys=capsys)
+    assert code == 0 and len(read_problems("runs/my rows", "dev")) == 300, err
+    settings = ["--set", "problems.source=chains", "--set", "problems.dev=3"]
+    ready = [*settings, "--set", "problems.test=3", "--out", "ready"]
+    code, out, err = dto("import", "my rows.jsonl", "--model", "nano", *ready, capsys=capsys)
+    assert code == 0 and out.endswith("ready: continue with: dto run ready\n"), err
+
+
+def read_problems(run: str, split: str) -> list[Problem]:
+    rows = RunReader(Path(run)).rows("problems", Problem)
+    return [row for row in rows if row.split == split]
 
 
 @needs_nano

@@ -20,7 +20,8 @@ from dto import tables
 from dto.errors import DtoError
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Span, Trajectory
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
-from dto.viewer.render import show
+from dto.viewer.render import node, show
+from dto.viewer.tree import to_html
 from tests.viewer.generated import HOSTILE, write
 
 
@@ -295,3 +296,13 @@ def test_the_closing_tag_is_no_part_of_the_conclusion(view: TrajectoryView, clos
     assert (escape(close) in show(version)._repr_html_()) == (
         close == "<!DONE!>"
     )  # unknown by itself
+
+
+def test_answers_have_their_sampling_settings_collapsed(tmp_path: Path) -> None:
+    write(tmp_path / "run", 2)
+    view = next(RunTables(tmp_path / "run").answers())
+    named = dict(view.settings)
+    assert named["temperature"] == "0.6" and {"top_p", "max_tokens"} <= named.keys()
+    shown = to_html(node(view))
+    assert '<details class="request"><summary><b>Sampling settings</b></summary>' in shown
+    assert "Sampling settings" not in to_html(node(replace(view, settings=())))

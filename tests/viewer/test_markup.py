@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto.redact import CONTROL
 from dto.viewer.markup import ATTRIBUTES, LONGEST, TAGS, answer_text, formula, marked_up
 from dto.viewer.nodes import passage
 from dto.viewer.page import Chunk, encode
-from dto.viewer.tree import CONTROL, Element, Node, RunText, el, source, to_html, to_text
+from dto.viewer.tree import Element, Node, RunText, el, source, to_html, to_text
 from tests.viewer.generated import HOSTILE
 
 SHOWN = {"b", "b.heading", "i.em", "code.code", "code.fence"}
@@ -68,7 +69,8 @@ def test_formulas(text: str, formulas: list[str]) -> None:
         "a $x", "$ x $", "$x\n\ny$", r"\( x", r"x \)", r"\[ x", "$$ x", "$$$$", "$$", "$", r"\(\)",
         r"\boxed{1", r"\boxed 1", r"\begin{align} x", r"\begin{tikzpicture}x\end{tikzpicture}",
         r"\(\frac\)", r"\(x^\)", r"\(\left( x\)", r"\(\nosuchcommand{x}\)", 
-        r"\(\begin{foo}x\end{foo}\)",
+        r"\(\begin{foo}x\end{foo}\)", r"$\phantom{x} + 1$", r"\(\vphantom{2}5\)", 
+        r"\boxed{1\hphantom{0}}",
         r"\(a \\ b\)", "echo $HOME/bin:$PATH", "$x; echo $y", "${name} and ${other}",
         r"\(\newcommand{\a}{x}\a\)", r"\(\def\a{x}\a\)",
         r"\(x{\)", r"\(x}\)", "2**3 and 4**5", "a*b*c", "3 * 4 * 5", "f(*args, **kw)", "***x***",

@@ -135,6 +135,44 @@ def test_what_is_said(run: Path) -> None:
         assert first == f"http://localhost:{port}/"
         assert f"ssh -L {port}:localhost:{port} " in second
         assert "everybody" in addresses(server, "0.0.0.0")[1]
+        assert "localhost only users of this machine, over: ssh" in addresses(server, "0.0.0.0")[1]
+
+
+def test_the_tag_is_that_of_the_file_that_is_sent(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is written again between opening it and reading its time."""
+    fstat = os.fstat
+
+    def late(file: int) -> os.stat_result:
+        replacement = run / "newer.html"
+        replacement.write_text("newer")
+        os.utime(replacement, (2**31 - 1, 2**31 - 1))
+        replacement.replace(run / "view.html")
+        return fstat(file)
+
+    with serving(run) as port:
+        tag = ask(port, "/")[1]["ETag"]
+        with monkeypatch.context() as patch:
+            patch.setattr("dto.viewer.serve.os.fstat", late)
+            again = ask(port, "/")[1]["ETag"]
+    assert again == tag and (run / "view.html").read_text() == "newer"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(BrokenPipeError(), False), (ConnectionResetError(), False), (TimeoutError(), False),
+     (ZeroDivisionError("a defect"), True), (OSError("disk"), True)],
+)  # fmt: skip
+def test_only_a_browser_that_left_is_no_error(
+    error: Exception, shown: bool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_server(run, port=0) as server:
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, ("localhost", 1))
+    assert (type(error).__name__ in capsys.readouterr().err) is shown
 
 
 @pytest.mark.slow(seconds=6)
