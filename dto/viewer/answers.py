@@ -10,12 +10,9 @@ from dto.viewer.data import AnswersView, BatchView, ChainView
 from dto.viewer.markup import answer_text
 from dto.viewer.nodes import (
     LONG,
-    Element,
-    Node,
     block,
     change,
     decimal,
-    el,
     facts_node,
     flops,
     grade,
@@ -24,8 +21,8 @@ from dto.viewer.nodes import (
     passage,
     relative_change,
     rows_node,
-    run_text,
 )
+from dto.viewer.tree import Element, Node, el, run_text
 
 REASONS = {
     "policy": "exited early",

@@ -8,11 +8,7 @@ from math import isfinite
 from dto.records import OptimizedTrajectory, Problem
 from dto.sequential import clopper_pearson
 from dto.viewer.markup import answer_text, marked_up
-from dto.viewer.tree import KINDS as KINDS
-from dto.viewer.tree import Element as Element
-from dto.viewer.tree import Node as Node
-from dto.viewer.tree import el as el
-from dto.viewer.tree import run_text as run_text
+from dto.viewer.tree import Element, Node, el, run_text
 
 LONG = 10_000
 """A text with more characters than this is split into blocks."""
