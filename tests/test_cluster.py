@@ -190,6 +190,10 @@ async def test_actors_that_wait_are_told_from_those_that_are_slow(
     run: RunReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await whole(run, stage(plain), "spread", 4)  # a cluster is there
+    until = time.monotonic() + 60  # the cores of actors that were killed become free a little later
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.1)
     monkeypatch.setattr("dto.cluster.START_SECONDS", 0.01)
     with pytest.raises(DtoError, match=r"have not begun in 0\.01 s, although there is 1 CPU"):
         async with Fleet(Ray(None, 2), run, False, ()):
