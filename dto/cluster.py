@@ -24,6 +24,7 @@ from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from dto.context import Context
 from dto.errors import DtoError, EngineError
 from dto.recipe import Recipe
 from dto.records import Dropped
@@ -85,7 +86,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._resources: Resources | None = None
         self._opening = asyncio.Lock()
-        self._contexts: dict[tuple[str, str], Any] = {}
+        self._context: tuple[str, str, Context] | None = None  # of a stage and model
         self._stages = {stage.name: stage for stage in planned}
 
     async def begin(self) -> str:
@@ -109,10 +110,9 @@ class Worker:
             if self._resources is None:  # Ray has started this actor again
                 await self.begin()
             assert self._resources is not None
-            ctx = self._contexts.get((name, model))
-            if ctx is None:
-                ctx = await self._resources.context(stage, model)
-                self._contexts = {(name, model): ctx}
+            if self._context is None or self._context[:2] != (name, model):
+                self._context = name, model, await self._resources.context(stage, model)
+            ctx = self._context[2]
         return await attempt(group, lambda *rows: stage.work(*rows, ctx))
 
     async def end(self) -> None:

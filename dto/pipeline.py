@@ -37,11 +37,7 @@ from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
 from dto.empty import check_rows
 from dto.engines import check_installed
-from dto.engines.checks import (
-    check_start,
-    sentences,
-    settled,
-)
+from dto.engines.checks import check_start, sentences, settled
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.log import RunLog
 from dto.prompts import INSERTED, JUDGE, purpose, render

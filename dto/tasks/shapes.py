@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from dto.settings import Column
-from dto.tasks.messages import read_turns, role
+from dto.tasks.messages import THINKING, read_turns, role
 from dto.tasks.task import FieldError, Row
 
 Columns = Mapping[Column, str]
@@ -30,7 +30,6 @@ RESPONSE = (
     "response", "completion", "output", "generation", "model_output", "generated_text",
     "conclusion", "content", "responses", "completions", "outputs", "generations",
 )  # fmt: skip
-THINKING = ("thinking", "reasoning_content", "reasoning")
 ANSWER = (
     "answer", "gold", "gold_answer", "ground_truth", "reference_answer", "expected_answer",
     "correct_answer", "target", "reward_model.ground_truth[]",
