@@ -154,13 +154,14 @@ class Fleet:
 
         needs = resources(self._run.recipe)
         if not ray.is_initialized():
+            logging.getLogger("ray").setLevel(logging.ERROR)
             try:
                 ray.init(
                     address=self._where.address,
                     num_cpus=None if self._where.address else max(self._where.actors, _cores()),
                     include_dashboard=False if self._where.address is None else None,
                     log_to_driver=False,
-                    logging_level=logging.ERROR,
+                    configure_logging=False,  # it would set the format of handlers of others
                 )
             except (RayError, ConnectionError, OSError, ValueError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -139,6 +140,21 @@ async def test_the_table_is_that_of_one_process(run: RunReader) -> None:
     assert sum(share["groups"] for share in shares) == 40
     assert all(share["groups"] >= 5 for share in shares)
     assert sum(share["generated"] for share in shares) == done["usage"]["generated"] == 120
+
+
+@pytest.mark.slow
+async def test_handlers_of_others_keep_their_format(run: RunReader) -> None:
+    import ray
+
+    ray.shutdown()  # type: ignore[no-untyped-call]
+    handler = logging.NullHandler()
+    handler.setFormatter(theirs := logging.Formatter("theirs %(message)s"))
+    logging.getLogger("ray").addHandler(handler)
+    try:
+        await whole(run, stage(plain), "spread")
+    finally:
+        logging.getLogger("ray").removeHandler(handler)
+    assert handler.formatter is theirs
 
 
 @pytest.mark.slow

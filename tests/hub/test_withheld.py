@@ -121,7 +121,7 @@ def test_a_run_goes_on_where_they_are_there_again(
     caplog.set_level("INFO", "dto")
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     run_stages(back, ("problems", "sample"))
-    done = [line.split()[2] for line in caplog.text.splitlines() if "already finished" in line]
+    done = [line.split()[0] for line in caplog.messages if "already finished" in line]
     assert done == ["sample"]
     assert back.table("problems").read_bytes() == run.table("problems").read_bytes()
     again = publish(back, NAME).uploaded
