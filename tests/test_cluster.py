@@ -144,9 +144,7 @@ async def test_the_table_is_that_of_one_process(run: RunReader) -> None:
 
 @pytest.mark.slow
 async def test_handlers_of_others_keep_their_format(run: RunReader) -> None:
-    import ray
-
-    ray.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()  # an earlier test may have started it, and only a start sets up logging
     handler = logging.NullHandler()
     handler.setFormatter(theirs := logging.Formatter("theirs %(message)s"))
     logging.getLogger("ray").addHandler(handler)
