@@ -161,7 +161,7 @@ class Fleet:
                     num_cpus=None if self._where.address else max(self._where.actors, _cores()),
                     include_dashboard=False if self._where.address is None else None,
                     log_to_driver=False,
-                    configure_logging=False,  # it would change the format of the program's own handlers
+                    configure_logging=False,  # it would format the handlers of the program anew
                 )
             except (RayError, ConnectionError, OSError, ValueError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
