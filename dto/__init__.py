@@ -12,7 +12,8 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
               llm_judge processes redact
     pipeline  pipeline cluster resources empty log
-    shell     reporting compare calibration forecast takes viewer hub api commands cli
+    shell     reporting compare calibration forecast takes viewer hub serving api
+              commands cli
 """
 
 from __future__ import annotations
@@ -62,6 +63,17 @@ if TYPE_CHECKING:
     from dto.records import Verdict as Verdict
     from dto.reporting.report import Report as Report
     from dto.reporting.write import report as report
+    from dto.serving.model import OpenModel as OpenModel
+    from dto.serving.model import answer as answer
+    from dto.serving.model import answer_async as answer_async
+    from dto.serving.model import open_model as open_model
+    from dto.serving.model import stream as stream
+    from dto.serving.records import Answering as Answering
+    from dto.serving.records import Left as Left
+    from dto.serving.records import Reply as Reply
+    from dto.serving.records import Thinking as Thinking
+    from dto.serving.records import Tokens as Tokens
+    from dto.serving.records import Tried as Tried
     from dto.settings import ExitPolicy as ExitPolicy
     from dto.stages.estimate import estimate as estimate
     from dto.stages.evaluate import evaluate as evaluate
@@ -99,6 +111,8 @@ _PUBLIC = {
         "Problem Segment Span Trajectory Trial Verdict",
         "dto.reporting.report": "Report",
         "dto.reporting.write": "report",
+        "dto.serving.model": "OpenModel answer answer_async open_model stream",
+        "dto.serving.records": "Answering Left Reply Thinking Tokens Tried",
         "dto.settings": "ExitPolicy",
         "dto.stages.estimate": "estimate",
         "dto.stages.evaluate": "evaluate",

@@ -14,7 +14,7 @@ from dto.protocols import Sampling
 from dto.records import Problem
 from dto.settings import ExitPolicy
 
-__all__ = ["ExitedResponse", "answer"]
+__all__ = ["ExitedResponse", "answer", "answer_on"]
 
 
 async def answer(
@@ -31,7 +31,13 @@ async def answer(
     problem serves to grade trial answers; no policy sees the grade. If a request fails, the exit
     reason is `failed`. Raises EngineError for an engine that takes text only.
     """
-    path = ResponsePath(prompt_ids, ctx, sampling)
+    return await answer_on(ResponsePath(prompt_ids, ctx, sampling), problem, policy, ctx)
+
+
+async def answer_on(
+    path: ResponsePath, problem: Problem, policy: ExitPolicy, ctx: Context
+) -> ExitedResponse:
+    """Continue a path under an exit policy to the end of the response."""
     if path.closed:  # by the prompt: there is no thinking to leave
         return await path.finished()
     return await policy.leave(path, problem, ctx)

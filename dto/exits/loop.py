@@ -225,7 +225,7 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
         async with engine.branched() if self.overlap == "branches" else nullcontext(engine) as used:
             path.ctx = ctx = replace(ctx, engine=used)
             inducers = self.inducers(ctx)
-            search = Search(self, partial(ctx.grader.same, rule=problem.rule))
+            search = Search(self, partial(ctx.grader.same, rule=problem.rule), path.tried)
             monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
             run = _overlapped if self.overlap else _paused
             whole = path.sampling.max_tokens
@@ -263,13 +263,15 @@ class Search:
     for none. `error` is the error of the trial that ended the search.
     """
 
-    def __init__(self, policy: TrialPolicy, same: Same) -> None:
+    def __init__(
+        self, policy: TrialPolicy, same: Same, tried: Callable[[Trial], object] = lambda trial: None
+    ) -> None:
         self.trials: list[Trial] = []
         self.would_leave = -1
         self.error = ""
         self.capped = policy.trial_share < 1
         self._policy = policy
-        self._same = same
+        self._same, self._tried = same, tried
         self._begun = 0
         self._last = 0
 
@@ -295,6 +297,7 @@ class Search:
     def leaves(self, result: TrialResult) -> bool:
         """Add a trial; return whether the path is left there."""
         self.trials.append(result.trial)
+        self._tried(result.trial)
         if result.error:
             self.error = f"trial answer: {result.error}"
         elif self.would_leave < 0 and self._policy.decide(self.trials, self._same):

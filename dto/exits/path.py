@@ -181,6 +181,14 @@ class ResponsePath:
                 if self.finish is not None:
                     return
 
+    async def conclude(self, prefix: tuple[int, ...], sampling: Sampling) -> Completion:
+        """Sample the conclusion after `prefix`, which closes the thinking."""
+        [completion] = await self.ctx.engine.complete(prefix, sampling)
+        return completion
+
+    def tried(self, trial: Trial) -> None:
+        """Called with each trial, in order of position, before the policy decides on it."""
+
     def _request(
         self, stop: tuple[str, ...], limit: int | None, logprobs: int | None
     ) -> tuple[tuple[int, ...], Sampling]:
@@ -296,7 +304,7 @@ class ResponsePath:
         if room > 0:
             seed, written = derive(self.sampling.seed, "", "conclude", cut), len(prefix) - start
             drawn = replace(self.sampling, max_tokens=room, seed=seed, written=written)
-            [completion] = await self.ctx.engine.complete(prefix, drawn)
+            completion = await self.conclude(prefix, drawn)
             answer_ids, finish = completion.token_ids, completion.finish_reason
             if finish == "failed":
                 self.fail(completion.error)

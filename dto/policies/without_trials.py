@@ -71,7 +71,7 @@ class Budget(ExitPolicy):
         left = min(reserved, room)
         if response.complete or response.exit_reason == "failed" or left < 1:
             return response
-        return await _answered(path, response, cut, inducer, left, problem, ctx)
+        return await boxed_answer(path, response, cut, inducer, left, problem, ctx)
 
 
 async def _think(path: ResponsePath, budget: int, longest: int) -> int:
@@ -96,7 +96,7 @@ async def _think(path: ResponsePath, budget: int, longest: int) -> int:
     return at_budget if path.finish == "length" else path.border()
 
 
-async def _answered(
+async def boxed_answer(
     path: ResponsePath,
     response: ExitedResponse,
     cut: int,
