@@ -17,6 +17,7 @@ from dto import __version__
 from dto.commands import Target, read_target
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
+from dto.commands.serve import serve
 from dto.commands.tasks import tasks
 from dto.errors import NO_ROOM, DtoError
 from dto.processes import collect_rarely
@@ -120,7 +121,7 @@ def doctor() -> None:
 
 
 add_run(app)
-for command in (view, publish, pull, doctor):
+for command in (view, serve, publish, pull, doctor):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
 

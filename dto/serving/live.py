@@ -27,7 +27,7 @@ from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
 from dto.serving.records import Answering, Event, Left, Reply, Thinking, Tokens, Tried
 from dto.settings import ExitPolicy
-from dto.text import decode_response
+from dto.text import decode_response, first_stop
 from dto.usage import metered
 
 BOXED_TOKENS = 32
@@ -65,7 +65,8 @@ class _ShownPath(ResponsePath):
         show: Callable[[Event], None],
     ) -> None:
         super().__init__(prompt_ids, ctx, sampling)
-        self._show = show
+        self._show, self._stops = show, sampling.stop
+        self.stopped = False  # at a stop text in the answer
         self._held = ""  # text that may be the beginning of a tag
         self.over = self.closed  # whether `Left` was shown
         self.confidence: float | None = None  # of the last trial
@@ -85,7 +86,7 @@ class _ShownPath(ResponsePath):
         self, cut: int, reason: str = "policy", close: str | None = None
     ) -> ExitedResponse:
         """Conclude as the base class does; the thinking is over."""
-        self.show_left(reason, cut)
+        self.show_left(reason, cut, self.ctx.text("early_close") if close is None else close)
         return await super().concluded(cut, reason, close)
 
     def tried(self, trial: Trial) -> None:
@@ -101,7 +102,10 @@ class _ShownPath(ResponsePath):
             async for chunk in stream:
                 take(chunk)
                 chunks.append(chunk)
-        return completion_of(joined(chunks))
+                if self.stopped:
+                    break
+        last = replace(chunks[-1], finish_reason="stop") if self.stopped else chunks[-1]
+        return completion_of(joined([*chunks[:-1], last]))
 
     def _take(self, step: Chunk) -> None:
         super()._take(step)
@@ -115,14 +119,12 @@ class _ShownPath(ResponsePath):
         if self.closed:
             text, _, answer = text.rpartition(tags.close)
             self._show_thinking(text)
-            self.show_left("closed", len(self.ids))
+            self.show_left("closed", len(self.ids), tags.close)
             self.show_answer(answer)
             return
         if self.finish is None:
             possible = (tags.close,) if self.thought else (tags.open, tags.close)
-            self._held = _beginning(
-                text, (tags.close,) if self.thought else (tags.open, tags.close)
-            )
+            self._held = _beginning(text, possible)
         self._show_thinking(text.removesuffix(self._held))
 
     def _show_thinking(self, text: str) -> None:
@@ -130,15 +132,26 @@ class _ShownPath(ResponsePath):
             self.thought += text
             self._show(Thinking(text))
 
-    def show_left(self, reason: str, position: int) -> None:
+    def show_left(self, reason: str, position: int, closing: str = "") -> None:
         """Show that the thinking is over, once."""
         if not self.over:
             self.over = True
             sure = self.confidence if reason == "policy" else None
-            self._show(Left(reason, position, sure))
+            self._show(Left(reason, position, sure, closing))
 
     def show_answer(self, text: str, anew: bool = False) -> None:
-        """Show text of the answer."""
+        """Show text of the answer, up to the first stop text."""
+        if self.stopped:
+            return
+        text, self._held = self._held + text, ""
+        if self._stops and not anew:
+            before = max(0, len(self.answered) - max(map(len, self._stops)))
+            stop = first_stop(self.answered + text, self._stops, before)
+            if stop is not None:
+                text, self.stopped, self.finish = text[: stop[0] - len(self.answered)], True, "stop"
+            else:
+                self._held = _beginning(text, self._stops)
+                text = text.removesuffix(self._held)
         if text:
             self.answered = text if anew else self.answered + text
             self._show(Answering(text, anew))
@@ -170,7 +183,10 @@ def _all(parts: Iterable[tuple[V, ...] | None]) -> tuple[V, ...] | None:
 
 
 class Live:
-    """A response under way. Read `events` once; `answer_now` may come from anywhere on its loop."""
+    """A response under way. Read `events` once; `answer_now` may come from anywhere on its loop.
+
+    `sampling.stop` ends the answer, never the thinking; the stop text is left out.
+    """
 
     def __init__(
         self,
@@ -184,6 +200,7 @@ class Live:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._asked = asyncio.Event()
         self._path = _ShownPath(prompt_ids, ctx, sampling, self._put)
+        self.seed = sampling.seed
         self._started = time.perf_counter()
         self._first_answer: float | None = None
 
@@ -238,7 +255,7 @@ class Live:
         """Show what no stream has shown: the answer of a policy with requests of its own."""
         path = self._path
         path.show_left(response.exit_reason, len(response.leading_ids + response.thinking_ids))
-        if response.conclusion != path.answered:
+        if not path.stopped and response.conclusion != path.answered:
             begun = response.conclusion.startswith(path.answered)
             rest = response.conclusion[len(path.answered) :] if begun else response.conclusion
             path.show_answer(rest, anew=not begun)
@@ -249,8 +266,8 @@ class Live:
         exit_trial = response.trials[response.would_leave] if response.would_leave >= 0 else None
         return Reply(
             thinking=thinking,
-            answer=response.conclusion,
-            boxed=final_answer(response.conclusion, self._problem.rule),
+            answer=(answer := path.answered if path.stopped else response.conclusion),
+            boxed=final_answer(answer, self._problem.rule),
             exit_reason=response.exit_reason,
             finish_reason=response.finish_reason,
             confidence=None if exit_trial is None else exit_trial.confidence,

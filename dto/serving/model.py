@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -24,18 +24,22 @@ from dto.engines import open_engine
 from dto.engines.checks import check_model
 from dto.errors import DtoError, EngineError, RecipeError
 from dto.prompts import render_chat
-from dto.protocols import Engine, Message, Sampling
+from dto.protocols import Engine, Message
 from dto.recipe import Recipe, make_recipe
 from dto.records import Problem, content_id
 from dto.serving.live import Live, Ungraded
 from dto.serving.records import Event, Reply
-from dto.settings import ExitPolicy, open_policy
+from dto.settings import ExitPolicy, SamplingSettings, open_policy
 from dto.trajectories import no_room, prompt_ids
 
 T = TypeVar("T")
-Question = str | Sequence[Message]
+Question = str | Sequence[Message] | Sequence[int]
 Exit = ExitPolicy | Mapping[str, Any] | str | Path
 NO_EXIT = ExitPolicy(name="none")
+OPTIONS = {
+    *SamplingSettings.model_fields, "max_tokens", "seed", "stop",
+}  # fmt: skip
+"""What a caller may set of a response's `Sampling`."""
 
 
 def policy_of(exit: Exit) -> ExitPolicy:
@@ -93,18 +97,26 @@ class Serving:
         self.ctx = Context(self.recipe, engine, grader)
         return self
 
+    @property
+    def name(self) -> str:
+        """The name under which the model is served: its last part, for a folder."""
+        name = self._name or self.recipe.model.name
+        return Path(name).name if Path(name).is_dir() else name
+
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
     def prompt(self, question: Question) -> tuple[int, ...]:
-        """The ids of the prompt: a question is asked as `evaluate` asks it, messages as they are.
+        """The ids of the prompt: a question is asked as `evaluate` asks it, the rest as it is.
 
         Raises DtoError if the model's chat template refuses the messages.
         """
         settings, tokenizer = self.recipe.model, self.ctx.tokenizer
         if isinstance(question, str):
             return prompt_ids(question, tokenizer, settings)
-        messages = list(question)
+        if ids := tuple(part for part in question if isinstance(part, int)):
+            return ids
+        messages = [part for part in question if not isinstance(part, int)]
         if settings.system is not None and all(part["role"] != "system" for part in messages):
             messages.insert(0, {"role": "system", "content": settings.system})
         return render_chat(messages, tokenizer, settings.name, settings.template)
@@ -123,16 +135,14 @@ class Serving:
         prompt = self.prompt(question)
         if full := no_room(prompt, ctx.engine.context):
             raise DtoError(f"{full}: no room for a response")
-        text = question if isinstance(question, str) else str(question[-1]["content"])
+        last = question if isinstance(question, str) else question[-1]
+        text = str(last["content"]) if isinstance(last, dict) else str(last)
         row_id = content_id("serve", *map(str, prompt))
         rule = self.recipe.problems.rule or "math"
         problem = Problem(row_id, "serve", "test", text, "", rule)
         drawn = drawing(settings, settings.max_tokens, ctx.seed(row_id, "evaluate"))
-        known = {field.name for field in fields(Sampling)} - {"written", "banned"}
-        if unknown := sampling.keys() - known:
-            raise DtoError(
-                f"{min(unknown)!r} is no sampling option: use {', '.join(sorted(known))}"
-            )
+        if unknown := sampling.keys() - OPTIONS:
+            raise DtoError(f"{min(unknown)!r} is no option: use {', '.join(sorted(OPTIONS))}")
         return Live(prompt, policy, ctx, replace(drawn, **sampling), problem)
 
 

@@ -30,12 +30,13 @@ class Left(NamedTuple):
 
     `reason`: `closed` (by the model itself), `policy`, `budget` or `asked` (`answer_now`).
     `position` counts the tokens of the response before it. `confidence` is that of the trial at
-    which the policy left; None without one.
+    which the policy left; None without one. `closing` is the text that closes the thinking.
     """
 
     reason: str
     position: int
     confidence: float | None = None
+    closing: str = ""
 
 
 class Answering(NamedTuple):
