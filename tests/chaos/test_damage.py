@@ -1,0 +1,76 @@
+"""A file of a run is lost, cut off or damaged: the same tables are made, or it is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.chaos.conftest import Whole
+from tests.chaos.faults import SEEDS, Command, Fault, check_same, draw, files
+
+pytestmark = pytest.mark.slow(seconds=40)
+DAMAGES = ("lost", "cut", "emptied", "flipped", "zeroed")
+
+
+def damage(path: Path, kind: str, random: Random) -> str:
+    """Damage a file, and say how."""
+    data = bytearray(path.read_bytes())
+    if kind == "lost":
+        path.unlink()
+        return "lost"
+    place = random.randrange(len(data) or 1)
+    if kind == "cut":
+        del data[place:]
+    elif kind == "emptied":
+        data.clear()
+    elif kind == "flipped" and data:
+        data[place] ^= 1 << random.randrange(8)
+    elif kind == "zeroed":
+        data[place : place + 512] = bytes(len(data[place : place + 512]))
+    path.write_bytes(data)
+    return f"{kind} at {place}"
+
+
+def mended(run: Path, whole: Whole, done: str) -> None:
+    """The same command makes the same tables, or is refused until what it says has been done."""
+    command = ("run", str(whole.recipe), "--out", str(run))
+    for _ in range(4):
+        ended = Command(run, *command).wait()
+        if ended.code == 0:
+            break
+        assert ended.code == 1 and ended.last.startswith("dto: error: "), (done, ended.err)
+        ways = re.findall(r"`dto ([^`]*)`", ended.last)
+        assert ways, (done, ended.last)
+        way = Command(run, *ways[0].split()).wait()
+        assert way.code == 0, (done, ended.last, way.err)
+    else:
+        pytest.fail(f"{done}: still refused: {ended.last}")
+    check_same(whole.path, run)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_file_of_a_finished_run(kind: str, seed: int, whole: Whole, tmp_path: Path) -> None:
+    random, run = draw(f"finished {kind}", seed), tmp_path / "run"
+    shutil.copytree(whole.path, run)
+    name = random.choice(sorted(file for file in files(run) if "/" in file))
+    done = f"{name} {damage(run / name, kind, random)}"
+    mended(run, whole, done)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_file_of_a_run_in_progress(kind: str, seed: int, whole: Whole, tmp_path: Path) -> None:
+    random, run = draw(f"begun {kind}", seed), tmp_path / "run"
+    command = ("run", str(whole.recipe), "--out", str(run))
+    fault = Fault("kill", random.randint(20, whole.operations), random.random())
+    Command(run, *command, faults=[fault]).wait()
+    names = sorted(file for file in files(run) if "/" in file)
+    journals = [name for name in names if name.endswith("/journal")]
+    name = random.choice(journals or names)
+    done = f"{name} {damage(run / name, kind, random)}"
+    mended(run, whole, done)

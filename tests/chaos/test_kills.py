@@ -1,0 +1,70 @@
+"""A driver, actor or node is killed, or the disk is full: the same command ends the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import Whole
+from tests.chaos.faults import SEEDS, Command, Ended, Fault, check_same, draw
+
+pytestmark = pytest.mark.slow(seconds=60)
+KILLED = -9
+
+
+def start(run: Path, whole: Whole, *more: str, nodes: bool = False, faults: tuple[Fault, ...] = ()):
+    command = ("run", str(whole.recipe), "--out", str(run), *more)
+    return Command(run, *command, faults=faults, nodes=nodes)
+
+
+def goes_on(run: Path, whole: Whole) -> Ended:
+    ended = start(run, whole).wait()
+    assert ended.code == 0, ended.err
+    check_same(whole.path, run)
+    return ended
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_driver_is_killed(seed: int, whole: Whole, tmp_path: Path) -> None:
+    random, run = draw("driver", seed), tmp_path / "run"
+    at = random.randint(1, whole.operations)
+    ended = start(run, whole, faults=(Fault("kill", at, random.random()),)).wait()
+    assert ended.code == KILLED, ended.err
+    if random.random() < 0.5:  # and again, while it goes on
+        rest = random.randint(1, whole.operations - at + 10)
+        ended = start(run, whole, faults=(Fault("kill", rest, random.random()),)).wait()
+        assert ended.code in (KILLED, 0), ended.err
+    goes_on(run, whole)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_disk_is_full(seed: int, whole: Whole, tmp_path: Path) -> None:
+    random, run = draw("disk", seed), tmp_path / "run"
+    fault = Fault("full", random.randint(1, whole.operations), random.random())
+    ended = start(run, whole, faults=(fault,)).wait()
+    if ended.code:  # else only the log could not be written
+        assert ended.code == 1, ended.err
+        assert "free some space and run the same command again" in ended.last, ended.err
+    goes_on(run, whole)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_actor_and_then_the_driver_are_killed(seed: int, whole: Whole, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    random, run = draw("ray", seed), tmp_path / "run"
+    first, second = sorted(random.sample(range(20, whole.operations), 2))
+    faults = Fault("actor", first, random.random()), Fault("kill", second, random.random())
+    ended = start(run, whole, "--ray", "2", faults=faults).wait()
+    assert ended.code == KILLED, ended.err
+    goes_on(run, whole)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_is_killed(seed: int, whole: Whole, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    random, run = draw("node", seed), tmp_path / "run"
+    fault = Fault("node", random.randint(20, whole.operations), random.random())
+    ended = start(run, whole, nodes=True, faults=(fault,)).wait()
+    assert ended.code == 0, ended.err
+    check_same(whole.path, run)
