@@ -157,7 +157,7 @@ class Fleet:
             logging.getLogger("ray").setLevel(logging.ERROR)
             try:
                 ray.init(
-                    address=self._where.address,
+                    address=self._where.address or "local",  # not a cluster that runs here already
                     num_cpus=None if self._where.address else max(self._where.actors, _cores()),
                     include_dashboard=False if self._where.address is None else None,
                     log_to_driver=False,

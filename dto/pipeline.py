@@ -263,8 +263,7 @@ def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
 def _work_whole(run: OpenRun, stage: Stage) -> None:
     """Run a stage that works as a whole; its journal holds only its configuration."""
     config = run.config(stage)
-    if run.finished(stage, config):
-        log_stage(run, stage.name, "already finished")
+    if _is_finished(run, stage, config):
         return
     assert stage.whole is not None
     start = time.perf_counter()
@@ -280,6 +279,49 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
         (directory / "journal").unlink()
     run.done(stage.name)
     log_stage(run, stage.name)
+
+
+def _is_finished(run: OpenRun, stage: Stage, config: Mapping[str, Any]) -> bool:
+    """Whether a stage need not be computed. Its files, or those that it reads, are checked."""
+    if check_files(run, stage) and run.finished(stage, config):
+        (run / stage.name / "journal").unlink(missing_ok=True)  # after a kill between the two
+        run.done(stage.name)
+        log_stage(run, stage.name, "already finished")
+        return True
+    for name in stage.reads(run.recipe):
+        check_files(run, stage_of(run.recipe, name))
+    return False
+
+
+def check_files(run: OpenRun, stage: Stage) -> bool:
+    """Compare the files of a finished stage with the hashes in its manifest.
+
+    Raises DtoError for one that is lost or damaged, with the command that makes it again. If that
+    costs nothing, the stage is set aside instead, and the result is false.
+    """
+    if stage.whole is not None:
+        return True
+    directory, done = run / stage.name, run.manifest(stage.name)
+    wrong = []
+    if done is not None:
+        hashes = {"rows.parquet": done.get("content"), **done.get("files", {})}
+        wrong = [name for name in hashes if manifest.of_path(directory / name) != hashes[name]]
+        check = done.pop("check", None)  # earlier versions wrote none
+        wrong += [] if check in (None, manifest.digest(done)) else ["manifest.json"]
+    elif (directory / "usage.parquet").exists() and not (directory / "journal").exists():
+        wrong = ["manifest.json"]  # a pulled stage without its questions has no usage either
+    if not wrong:
+        return True
+    path = directory / wrong[0]
+    what = "is damaged: its content is not what the stage wrote" if path.exists() else "is missing"
+    if stage.needs == "nothing":
+        logger.warning("%-9s %s %s; the stage is computed again", stage.name, path, what)
+        run.set_aside(stage.name)
+        return False
+    raise DtoError(
+        f"{path} {what}: `dto {stage.name} {quote(str(run.path))} --recompute --yes` computes the "
+        "stage again; later stages stay as they are if its table is the same"
+    )
 
 
 async def _compute(
@@ -300,9 +342,7 @@ async def _compute(
                 await resources.judge()
         for stage in stages:
             config = run.config(stage)
-            if run.finished(stage, config):
-                log_stage(run, stage.name, "already finished")
-            else:
+            if not _is_finished(run, stage, config):
                 spread = fleet if stage.needs != "nothing" else None
                 if spread is not None and not spread.size:
                     await opened.enter_async_context(spread)

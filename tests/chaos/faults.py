@@ -6,6 +6,7 @@ fifty. The n-th fault of a kind is the same each time: `Random(f"{kind} {n}")` d
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -18,7 +19,6 @@ from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -44,6 +44,7 @@ evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 140, models: [b
 MARK = "DTO_CHAOS"
 """An environment variable by which all processes of a command are found, orphans included."""
 ENDING_SECONDS = 60.0
+PIPE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,22 @@ class Command:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.mark = uuid4().hex
-        self._out, self._err = TemporaryFile(), TemporaryFile()  # noqa: SIM115
+        # Pipes, since a file would have no room either when the disk is full.
+        (self._out, out), (self._err, err) = os.pipe(), os.pipe()
+        for end in (out, err):
+            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         planned = json.dumps([asdict(fault) for fault in faults])
         arguments = [planned, str(run), str(counted or ""), "1" * nodes, *command]
         self.process: BaseProcess = warm.process(
             driver,
             arguments,
-            self._out,
-            self._err,
+            out,
+            err,
             directory=run.parent,
             environment={**environment, MARK: self.mark},
         )
+        os.close(out)
+        os.close(err)
 
     def wait(self) -> Ended:
         """Wait for its end, and for that of all processes that it started."""
@@ -198,12 +204,12 @@ class Command:
         until = time.monotonic() + ENDING_SECONDS
         while (left := self.left()) and time.monotonic() < until:
             time.sleep(0.02)
-        texts = []
-        for file in (self._out, self._err):
-            file.seek(0)
-            texts.append(file.read().decode())
         names = [" ".join(process.cmdline())[:80] for process in left]
-        assert not left, f"left over: {names}\n{texts[1]}"
+        assert not left, f"left over: {names}"
+        texts = []
+        for end in (self._out, self._err):
+            with open(end, encoding="utf-8") as text:
+                texts.append(text.read())
         assert self.process.exitcode is not None
         return Ended(self.process.exitcode, *texts)
 

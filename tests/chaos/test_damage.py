@@ -43,10 +43,15 @@ def mended(run: Path, whole: Whole, done: str) -> None:
         if ended.code == 0:
             break
         assert ended.code == 1 and ended.last.startswith("dto: error: "), (done, ended.err)
-        ways = re.findall(r"`dto ([^`]*)`", ended.last)
-        assert ways, (done, ended.last)
-        way = Command(run, *ways[0].split()).wait()
-        assert way.code == 0, (done, ended.last, way.err)
+        assert str(run) in ended.last, (done, ended.last)
+        way = re.search(r"`(?:dto|(rm)) ([^`]*)`|use (--recompute)", ended.last)
+        assert way, (done, ended.last)
+        if way[1]:
+            Path(way[2]).unlink()
+            continue
+        again = (*command, "--recompute", "--yes") if way[3] else way[2].split()
+        mending = Command(run, *again).wait()
+        assert mending.code == 0, (done, ended.last, mending.err)
     else:
         pytest.fail(f"{done}: still refused: {ended.last}")
     check_same(whole.path, run)
