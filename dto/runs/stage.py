@@ -342,7 +342,8 @@ class Runner:
                 seconds=self._journal.total_seconds(),
                 **further,
             )
-            manifest.write(directory, content | {"check": manifest.digest(content)})
+            content["check"] = manifest.digest(content)
+            manifest.write(directory, content)
         return content
 
 

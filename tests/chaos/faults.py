@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -158,7 +159,8 @@ def driver(arguments: list[str]) -> None:
     planned = [Fault(**fault) for fault in json.loads(faults)]
     Injector(Path(place), planned, Path(counted) if counted else None)
     commands.needed = lambda recipe: needed(recipe, "pair", "evaluate")  # type: ignore[attr-defined]
-    commands._report = lambda path: None
+    if command[0] == "run":
+        commands._report = lambda path: None
     if nodes:
         from ray.cluster_utils import Cluster
 
@@ -257,3 +259,12 @@ def check_same(whole: Path, disturbed: Path) -> None:
             assert one[key] == other[key], (stage, key)
         for key in ("requests", "failed", "prompt", "generated"):
             assert one["usage"][key] == other["usage"][key], (stage, key)
+
+
+def check_readers(run: Path, random: Random) -> None:
+    """A reader shows the run as it is, or says in one line what is wrong."""
+    command = random.choice([("report", str(run)), ("view", str(run), "--no-open")])
+    ended = Command(run, *command).wait()
+    assert ended.code == 0 or ended.last.startswith("dto: error: "), (command, ended.err)
+    (run / "view.html").unlink(missing_ok=True)
+    shutil.rmtree(run / "report", ignore_errors=True)

@@ -50,21 +50,21 @@ def test_the_disk_is_full(seed: int, whole: Whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_actor_and_then_the_driver_are_killed(seed: int, whole: Whole, tmp_path: Path) -> None:
+def test_an_actor_is_killed_and_then_the_driver_or_a_node(
+    seed: int, whole: Whole, tmp_path: Path
+) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    random, run = draw("ray", seed), tmp_path / "run"
+    random, run, nodes = draw("ray", seed), tmp_path / "run", bool(seed % 2)
     first, second = sorted(random.sample(range(20, whole.operations), 2))
-    faults = Fault("actor", first, random.random()), Fault("kill", second, random.random())
-    ended = start(run, whole, "--ray", "2", faults=faults).wait()
-    assert ended.code == KILLED, ended.err
-    goes_on(run, whole)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_node_is_killed(seed: int, whole: Whole, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    random, run = draw("node", seed), tmp_path / "run"
-    fault = Fault("node", random.randint(20, whole.operations), random.random())
-    ended = start(run, whole, nodes=True, faults=(fault,)).wait()
-    assert ended.code == 0, ended.err
-    check_same(whole.path, run)
+    faults = (
+        Fault("actor", first, random.random()),
+        Fault("node" if nodes else "kill", second, random.random()),
+    )
+    more = () if nodes else ("--ray", "2")
+    ended = start(run, whole, *more, nodes=nodes, faults=faults).wait()
+    if nodes:
+        assert ended.code == 0, ended.err
+        check_same(whole.path, run)
+    else:
+        assert ended.code == KILLED, ended.err
+        goes_on(run, whole)
