@@ -304,10 +304,11 @@ def check_files(run: OpenRun, stage: Stage) -> bool:
     directory, done = run / stage.name, run.manifest(stage.name)
     wrong = []
     if done is not None:
-        hashes = {"rows.parquet": done.get("content"), **done.get("files", {})}
-        wrong = [name for name in hashes if manifest.of_path(directory / name) != hashes[name]]
-        check = done.pop("check", None)  # earlier versions wrote none
-        wrong += [] if check in (None, manifest.digest(done)) else ["manifest.json"]
+        check = done.pop("check", None)  # earlier versions wrote neither this nor `files`
+        wrong = [] if check in (None, manifest.digest(done)) else ["manifest.json"]
+        hashes = {"rows.parquet": done["content"]} if done.get("content") else {}
+        hashes |= done.get("files", {})
+        wrong += [name for name in hashes if manifest.of_path(directory / name) != hashes[name]]
     elif (directory / "usage.parquet").exists() and not (directory / "journal").exists():
         wrong = ["manifest.json"]  # a pulled stage without its questions has no usage either
     if not wrong:
@@ -318,9 +319,12 @@ def check_files(run: OpenRun, stage: Stage) -> bool:
         logger.warning("%-9s %s %s; the stage is computed again", stage.name, path, what)
         run.set_aside(stage.name)
         return False
+    again = f"`dto {stage.name} {quote(str(run.path))} --recompute --yes`"
+    if not stage.step:  # it has no command of its own
+        again = f"`rm -r {quote(str(directory))}` and the same command"
     raise DtoError(
-        f"{path} {what}: `dto {stage.name} {quote(str(run.path))} --recompute --yes` computes the "
-        "stage again; later stages stay as they are if its table is the same"
+        f"{path} {what}: restore it from a copy, or compute the stage again with {again}; later "
+        "stages stay as they are if its table is the same"
     )
 
 
