@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dto import __version__
-from dto.commands import Target, read_target
+from dto.commands import Target, read_target, reading
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
@@ -81,7 +81,8 @@ def view(
         return
     from dto.viewer.page import view as write
 
-    path = write(run, out, whole=whole)
+    with reading(run):
+        path = write(run, out, whole=whole)
     size = path.stat().st_size
     print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):

@@ -294,15 +294,29 @@ def _is_finished(run: OpenRun, stage: Stage, config: Mapping[str, Any]) -> bool:
 
 
 def check_files(run: OpenRun, stage: Stage) -> bool:
-    """Compare the files of a finished stage with the hashes in its manifest.
+    """Whether the files of a finished stage are those that it wrote.
 
-    Raises DtoError for one that is lost or damaged, with the command that makes it again. If that
-    costs nothing, the stage is set aside instead, and the result is false.
+    Raises DtoError for one that is lost or damaged. If computing the stage again costs nothing, the
+    stage is set aside instead, and the result is false.
     """
-    if stage.whole is not None:
+    if not (damage := find_damage(run, stage)):
         return True
+    if stage.needs != "nothing":
+        raise DtoError(damage)
+    logger.warning("%-9s computed again: %s", stage.name, damage)
+    run.set_aside(stage.name)
+    return False
+
+
+def find_damage(run: RunReader, stage: Stage) -> str:
+    """Name a file of a finished stage that differs from its hash in the manifest, and the way out.
+
+    Empty if there is none. Weights and the files of a training are not compared.
+    """
     directory, done = run / stage.name, run.manifest(stage.name)
     wrong = []
+    if stage.whole is not None:
+        return ""
     if done is not None:
         check = done.pop("check", None)  # earlier versions wrote neither this nor `files`
         wrong = [] if check in (None, manifest.digest(done)) else ["manifest.json"]
@@ -312,18 +326,14 @@ def check_files(run: OpenRun, stage: Stage) -> bool:
     elif (directory / "usage.parquet").exists() and not (directory / "journal").exists():
         wrong = ["manifest.json"]  # a pulled stage without its questions has no usage either
     if not wrong:
-        return True
+        return ""
     path = directory / wrong[0]
     what = "is damaged: its content is not what the stage wrote" if path.exists() else "is missing"
-    if stage.needs == "nothing":
-        logger.warning("%-9s %s %s; the stage is computed again", stage.name, path, what)
-        run.set_aside(stage.name)
-        return False
     again = f"`dto {stage.name} {quote(str(run.path))} --recompute --yes`"
     if not stage.step:  # it has no command of its own
         again = f"`rm -r {quote(str(directory))}` and the same command"
-    raise DtoError(
-        f"{path} {what}: restore it from a copy, or compute the stage again with {again}; later "
+    return (
+        f"{path} {what}; restore it from a copy, or compute the stage again with {again}: later "
         "stages stay as they are if its table is the same"
     )
 

@@ -28,6 +28,7 @@ from dto.commands import (
     parse_changes,
     parse_columns,
     read_target,
+    reading,
 )
 from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
@@ -122,7 +123,8 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     place = out or Path(target)
     if out is None and not (place / "recipe.yaml").is_file():
         _, place = read_target(target, changes)
-    _report(place)
+    with reading(place):
+        _report(place)
 
 
 def _compute(

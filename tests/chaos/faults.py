@@ -261,10 +261,11 @@ def check_same(whole: Path, disturbed: Path) -> None:
             assert one["usage"][key] == other["usage"][key], (stage, key)
 
 
-def check_readers(run: Path, random: Random) -> None:
+def check_readers(run: Path, random: Random) -> Ended:
     """A reader shows the run as it is, or says in one line what is wrong."""
     command = random.choice([("report", str(run)), ("view", str(run), "--no-open")])
     ended = Command(run, *command).wait()
     assert ended.code == 0 or ended.last.startswith("dto: error: "), (command, ended.err)
     (run / "view.html").unlink(missing_ok=True)
     shutil.rmtree(run / "report", ignore_errors=True)
+    return ended

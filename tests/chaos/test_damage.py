@@ -72,7 +72,10 @@ def test_a_file_of_a_finished_run(seed: int, whole: Whole, tmp_path: Path) -> No
     shutil.copytree(whole.path, run)
     name = random.choice(sorted(file for file in files(run) if "/" in file))
     done = f"{name} {damage(run / name, kind, random)}"
-    check_readers(run, random)
+    shown = check_readers(run, random)
+    lost = not (run / name).exists()
+    if lost or (run / name).read_bytes() != (whole.path / name).read_bytes():
+        assert f"{name} is {'missing' if lost else 'damaged'}" in shown.err, (done, shown)
     mended(run, whole, done)
 
 

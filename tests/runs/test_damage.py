@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto.commands import reading
 from dto.errors import DtoError
 from dto.pipeline import STAGES, check_files
 from dto.recipe import Recipe
@@ -154,3 +155,21 @@ def test_what_a_kill_after_the_manifest_leaves_is_removed(
     assert not Path("run/problems/journal").exists() and not Path("run/.aside").exists()
     for run in opened(recipe()):
         assert run.state("problems") == "finished"
+
+
+async def test_a_reader_says_which_file_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await whole(tmp_path / "estimate")
+    with reading(tmp_path, refuse=True):
+        pass
+    assert not caplog.text
+    changed(tmp_path / "estimate" / "usage.parquet")
+    with reading(tmp_path):
+        pass
+    assert "estimate/usage.parquet is damaged" in caplog.text
+    told = r"usage\.parquet is damaged"
+    with pytest.raises(DtoError, match=rf"{told}.*\(ValueError: no footer\)"), reading(tmp_path):
+        raise ValueError("no footer")
+    with pytest.raises(DtoError, match=told), reading(tmp_path, refuse=True):
+        pytest.fail("read")
