@@ -1,6 +1,6 @@
 """Process the groups of a run's stages on Ray actors, each with an engine of its own.
 
-The driver is the process of `dto run`. It reads the groups, sends each to the least busy actor, and
+The driver is the process of `dto run`. It reads the groups, sends them to the least busy actor, and
 alone writes the journal, as without Ray. So a run can be continued with any number of actors, or
 without them, and its tables are the same. An actor holds no state of the run: if it dies, its
 groups are computed again elsewhere.
@@ -16,9 +16,9 @@ import os
 import platform
 import re
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import PicklingError
@@ -31,7 +31,7 @@ from dto.records import Dropped
 from dto.resources import Resources
 from dto.runs.journal import Entry
 from dto.runs.reader import RunReader
-from dto.runs.stage import Group, Stage, attempt
+from dto.runs.stage import READ_AHEAD, Group, Stage, attempt
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -40,6 +40,10 @@ logger = logging.getLogger("dto")
 
 START_SECONDS = 300.0
 """How long an actor may wait for its resources and start before it is reported."""
+PIECE_SECONDS = 0.2
+"""How long an entry that is ready may wait for others, to come back with them."""
+BLOCK_SECONDS = 0.1
+"""Blocks of groups that take less are made larger, up to `dto.runs.stage.READ_AHEAD` groups."""
 MAX_DEATHS = 3
 """Actors that may die while they process a group, before the group is dropped."""
 
@@ -65,7 +69,7 @@ class Ray(NamedTuple):
 
 @dataclass(slots=True)
 class Share:
-    """What one actor did in a stage."""
+    """What one actor did in a stage. `seconds`: the time in which it had work."""
 
     groups: int = 0
     generated: int = 0
@@ -103,17 +107,38 @@ class Worker:
         self._resources = await self._stack.enter_async_context(resources)
         return node
 
-    async def attempt(self, name: str, model: str, group: Group) -> Entry:
-        """Process one group of the stage `name`. Raises DtoError if the stage cannot run here."""
-        stage = self._stages[name]
+    async def prepare(self, name: str, model: str) -> None:
+        """Open what the stage `name` needs. Raises DtoError if the stage cannot run here."""
         async with self._opening:
             if self._resources is None:  # Ray has started this actor again
                 await self.begin()
             assert self._resources is not None
             if self._context is None or self._context[:2] != (name, model):
-                self._context = name, model, await self._resources.context(stage, model)
-            ctx = self._context[2]
-        return await attempt(group, lambda *rows: stage.work(*rows, ctx))
+                ctx = await self._resources.context(self._stages[name], model)
+                self._context = name, model, ctx
+
+    async def attempt(
+        self, name: str, model: str, groups: Sequence[Group]
+    ) -> AsyncIterator[list[Entry]]:
+        """Process groups together; yield those that are ready, every `PIECE_SECONDS`.
+
+        Raises DtoError if the stage cannot run here.
+        """
+        await self.prepare(name, model)
+        assert self._context is not None
+        stage, ctx = self._stages[name], self._context[2]
+        tasks = {
+            asyncio.ensure_future(attempt(group, lambda *rows: stage.work(*rows, ctx)))
+            for group in groups
+        }
+        try:
+            while tasks:
+                done, tasks = await asyncio.wait(tasks, timeout=PIECE_SECONDS)
+                if done:
+                    yield [task.result() for task in done]
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def end(self) -> None:
         """Close the engine."""
@@ -129,7 +154,10 @@ class Fleet:
         self._where, self._run, self._code = where, run, allow_code_execution
         self._planned = planned
         self._actors: list[ActorHandle[Worker]] = []
-        self._busy: Counter[int] = Counter()
+        self._busy: Counter[int] = Counter()  # groups by actor
+        self._since: dict[int, float] = {}  # when `_busy` changed
+        self._block = 1
+        self._stage = ("", "")
         self._down: dict[int, asyncio.Task[None]] = {}  # actors that died and are started again
         self._reason = ""
         self.shares: list[Share] = []
@@ -221,34 +249,87 @@ class Fleet:
             ray.kill(actor)
         self._actors = []
 
-    async def attempt(self, stage: Stage, model: str, group: Group) -> Entry:
-        """Process a group of a planned stage on the least busy actor, and elsewhere if it dies.
+    async def prepare(self, stage: Stage, model: str) -> None:
+        """Open on every actor what a stage needs, before it is sent a group.
 
-        A group whose actors died `MAX_DEATHS` times is dropped with reason `error`. Raises DtoError
-        as the stage's work does, and if no actor is left.
+        Raises DtoError as the stage does, and if an actor dies over it.
         """
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError
 
-        for _ in range(MAX_DEATHS):
+        self._stage = stage.name, model
+        try:
+            await asyncio.gather(
+                *(self._call(actor.prepare, stage.name, model) for actor in self._actors)
+            )
+        except RayError as error:
+            raise DtoError(_died_opening(stage.name, resources(self._run.recipe), error)) from None
+
+    def block(self) -> int:
+        """How many groups to send in one call: more of those that take little time."""
+        return self._block
+
+    def status(self) -> str:
+        """How many actors are alive, for the progress bar."""
+        return f"{self.size - len(self._down)} of {self.size} actors"
+
+    async def attempt(
+        self, stage: Stage, model: str, groups: Sequence[Group]
+    ) -> AsyncIterator[Entry]:
+        """Process groups of a planned stage on the least busy actor, elsewhere those of a dead one.
+
+        The groups of an actor that died are processed one by one, since any of them may have killed
+        it. One that was on `MAX_DEATHS` dying actors is dropped with reason `error`. Raises
+        DtoError as the stage's work does, and if no actor is left.
+        """
+        from ray.exceptions import ObjectLostError, RayActorError
+
+        waiting = deque([list(groups)])
+        deaths = Counter[str]()
+        while waiting:
+            some = {group.key: group for group in waiting.popleft()}
             place = await self._place()
-            self._busy[place] += 1
             start = time.perf_counter()
+            self._take(place, len(some))
             try:
-                entry: Entry = await self._call(
-                    self._actors[place].attempt, stage.name, model, group
+                pieces = self._pieces(
+                    self._actors[place].attempt, stage.name, model, [*some.values()]
                 )
-            except RayActorError as error:
+                async for entries in pieces:
+                    for entry in entries:
+                        self.shares[place].groups += 1
+                        self.shares[place].generated += entry.usage.generated
+                        del some[entry.key]
+                        self._take(place, -1)
+                        yield entry
+                self._adapt(time.perf_counter() - start, len(groups))
+            except (RayActorError, ObjectLostError) as error:
                 self._revive(place, error)
-                continue
+                for key, group in some.items():
+                    deaths[key] += 1
+                    if deaths[key] < MAX_DEATHS:
+                        waiting.append([group])
+                    else:
+                        yield self._given_up(key)
             finally:
-                self._busy[place] -= 1
-            share = self.shares[place]
-            share.groups += 1
-            share.generated += entry.usage.generated
-            share.seconds += time.perf_counter() - start
-            return entry
+                self._take(place, -len(some))
+
+    def _take(self, place: int, groups: int) -> None:
+        """Add groups to those that an actor has, or take them off; keep its busy time."""
+        before, now = self._busy[place], time.perf_counter()
+        if before:
+            self.shares[place].seconds += now - self._since[place]
+        self._since[place] = now
+        self._busy[place] += groups
+
+    def _adapt(self, seconds: float, groups: int) -> None:
+        if seconds > 4 * BLOCK_SECONDS:
+            self._block = max(1, self._block // 2)
+        elif seconds < BLOCK_SECONDS and groups >= self._block:
+            self._block = min(READ_AHEAD, self._block * 2)
+
+    def _given_up(self, key: str) -> Entry:
         detail = f"the actors that processed it died {MAX_DEATHS} times, the last: {self._reason}"
-        return Entry(group.key, dropped=[Dropped(group.key, "error", detail)])
+        return Entry(key, dropped=[Dropped(key, "error", detail)])
 
     async def _place(self) -> int:
         """The least busy actor that is alive; waits for one if all are being started again."""
@@ -279,6 +360,7 @@ class Fleet:
                 while True:
                     with suppress(ActorUnavailableError):  # Ray has not started it yet
                         self.shares[place].node = await self._call(self._actors[place].begin)
+                        await self._call(self._actors[place].prepare, *self._stage)
                         break
                     await asyncio.sleep(0.2)
         except (RayError, DtoError, TimeoutError) as error:
@@ -288,19 +370,30 @@ class Fleet:
 
     async def _call(self, method: Any, *arguments: Any) -> Any:
         """Await a call of an actor; its DtoErrors are raised as they are."""
-        from ray.exceptions import RayTaskError
+        with _as_raised():
+            return await method.remote(*arguments)
 
-        try:
-            call = method.remote(*arguments)
-        except (TypeError, AttributeError, PicklingError) as error:  # rows of an extension
-            raise DtoError(f"ray: a row cannot be sent to an actor: {error}") from None
-        try:
-            return await call
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, DtoError):
-                raise type(cause)(str(cause)) from None
-            raise EngineError(f"an actor failed: {type(cause).__name__}: {cause}") from None
+    async def _pieces(self, method: Any, *arguments: Any) -> AsyncIterator[list[Entry]]:
+        """What a call of an actor yields."""
+        with _as_raised():
+            async for piece in method.remote(*arguments):
+                yield await piece
+
+
+@contextmanager
+def _as_raised() -> Iterator[None]:
+    """Raise the DtoErrors of an actor as they are."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, DtoError):
+            raise type(cause)(str(cause)) from None
+        raise EngineError(f"an actor failed: {type(cause).__name__}: {cause}") from None
+    except (TypeError, AttributeError, PicklingError) as error:  # rows of an extension
+        raise DtoError(f"ray: a row cannot be sent to an actor: {error}") from None
 
 
 def resources(recipe: Recipe) -> dict[str, float]:
@@ -339,6 +432,15 @@ def _late(
     return (
         f"{begun}, although there is {_shown(needs)} for each: their nodes are slow to start dto. "
         "The same command tries again; the logs of Ray on those nodes have the reason"
+    )
+
+
+def _died_opening(stage: str, needs: Mapping[str, float], error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"ray: an actor with {_shown(needs)} died while it opened the model for {stage}, probably "
+        f"because memory ran out: {reason}. Lower --ray or the size of the engine "
+        "(model.slots, model.gpu_memory, model.context)"
     )
 
 

@@ -387,12 +387,15 @@ async def _feed(
             await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
             continue
         ctx = await resources.context(stage, model) if stage.needs == "tokenizer" else idle
+        await fleet.prepare(stage, model)
         await runner.feed(
             stage.groups(run, ctx),
             partial(_work, stage, ctx),
             window=window * fleet.size,
             total=total,
             elsewhere=partial(fleet.attempt, stage, model),
+            block=fleet.block,
+            status=fleet.status,
         )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -119,11 +120,13 @@ def run(tmp_path: Path) -> RunReader:
 async def whole(run: RunReader, made: Stage, name: str, count: int = 40) -> dict[str, Any]:
     with Runner(run.path / name, Problem, {"c": 1}) as runner:
         async with Fleet(Ray(None, 2), run, False, (made,)) as fleet:
+            await fleet.prepare(made, "base")
             await runner.feed(
                 groups(run.path, count),
                 made.work,
                 window=16,
-                elsewhere=lambda group: fleet.attempt(made, "base", group),
+                elsewhere=partial(fleet.attempt, made, "base"),
+                block=fleet.block,
             )
             return await runner.finish({"actors": fleet.shared()})
 
