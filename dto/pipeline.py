@@ -166,8 +166,13 @@ def open_run(
     Raises RunConflictError if another process uses the run, or the directory is not a run.
     """
     recipe_file = path / "recipe.yaml"
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not recipe_file.exists())):
-        raise RunConflictError(f"{path} is not a run directory: choose another one with --out")
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    begun = {".lock", ".recipe.yaml.part"}  # all that a kill at the start leaves
+    foreign = recipe_file.name not in names and not names <= begun
+    if foreign or (path.exists() and not path.is_dir()):
+        raise RunConflictError(
+            f"{path} is not a run directory, it has no recipe.yaml: choose another one with --out"
+        )
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", blocking=False)

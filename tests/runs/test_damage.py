@@ -173,3 +173,26 @@ async def test_a_reader_says_which_file_is_damaged(
         raise ValueError("no footer")
     with pytest.raises(DtoError, match=told), reading(tmp_path, refuse=True):
         pytest.fail("read")
+
+
+@pytest.mark.parametrize("left", [(), (".lock",), (".lock", ".recipe.yaml.part")])
+def test_a_run_that_was_killed_before_it_had_a_recipe_begins_anew(
+    left: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for name in left:
+        (Path("run") / name).write_text("na")
+    assert problems(recipe())["rows"] == 7
+    assert sorted(path.name for path in Path("run").iterdir() if path.name.startswith(".")) == [
+        ".lock"
+    ]
+
+
+def test_a_folder_of_others_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/.lock").touch()
+    Path("run/thesis.tex").touch()
+    with pytest.raises(DtoError, match=r"run is not a run directory, it has no recipe\.yaml"):
+        problems(recipe())
