@@ -24,10 +24,12 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import psutil
+import pytest
 
 from dto.runs import manifest
 from tests import warm
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes and files in /proc")
 FIRST, COUNT = map(int, os.environ.get("CHAOS", "0:2").split(":"))
 SEEDS = range(FIRST, FIRST + COUNT)
 TABLES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.chaos.conftest import Whole
 from tests.chaos.faults import (
+    LINUX,
     SEEDS,
     Command,
     Fault,
@@ -20,7 +21,7 @@ from tests.chaos.faults import (
     files,
 )
 
-pytestmark = pytest.mark.slow(seconds=40)
+pytestmark = [LINUX, pytest.mark.slow(seconds=8)]
 DAMAGES = ("lost", "cut", "emptied", "flipped", "zeroed")
 
 

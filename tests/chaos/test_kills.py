@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import Whole
-from tests.chaos.faults import SEEDS, Command, Ended, Fault, check_same, draw
+from tests.chaos.faults import LINUX, SEEDS, Command, Ended, Fault, check_same, draw
 
-pytestmark = pytest.mark.slow(seconds=60)
+pytestmark = [LINUX, pytest.mark.slow(seconds=12)]
 KILLED = -9
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import Whole
-from tests.chaos.faults import SEEDS, TABLES, Command, Fault, check_readers, check_same, draw
+from tests.chaos.faults import LINUX, SEEDS, TABLES, Command, Fault, check_readers, check_same, draw
 
-pytestmark = pytest.mark.slow(seconds=20)
+pytestmark = [LINUX, pytest.mark.slow(seconds=8)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
