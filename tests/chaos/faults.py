@@ -48,6 +48,8 @@ MARK = "DTO_CHAOS"
 """An environment variable by which all processes of a command are found, orphans included."""
 ENDING_SECONDS = 60.0
 PIPE_BYTES = 2**20
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own, without a model: after a kill they look for its head for a minute or more, then end."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,8 @@ class Command:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark:
+                agent = process.cmdline()[:1] and process.cmdline()[0].startswith(AGENTS)
+                if process.environ().get(MARK) == self.mark and not agent:
                     found.append(process)
         return found
 
