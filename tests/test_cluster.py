@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from dto.cluster import MAX_DEATHS, Fleet, Ray, _late
+from dto.cluster import Fleet, Ray
+from dto.cluster.fleet import MAX_DEATHS
+from dto.cluster.places import late
 from dto.errors import DtoError, EngineError
 from dto.recipe import make_recipe
 from dto.records import Problem
@@ -119,12 +121,9 @@ def run(tmp_path: Path) -> RunReader:
 async def whole(run: RunReader, made: Stage, name: str, count: int = 40) -> dict[str, Any]:
     with Runner(run.path / name, Problem, {"c": 1}) as runner:
         async with Fleet(Ray(None, 2), run, False, (made,)) as fleet:
-            await runner.feed(
-                groups(run.path, count),
-                made.work,
-                window=16,
-                elsewhere=lambda group: fleet.attempt(made, "base", group),
-            )
+            await fleet.open(made, "base", run.path / name)
+            feeding = groups(run.path, count)
+            await runner.feed(feeding, made.work, window=16, elsewhere=fleet.attempt)
             return await runner.finish({"actors": fleet.shared()})
 
 
@@ -208,7 +207,7 @@ async def test_actors_that_wait_are_told_from_those_that_are_slow(
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < until
         await asyncio.sleep(0.1)
-    monkeypatch.setattr("dto.cluster.START_SECONDS", 0.01)
+    monkeypatch.setattr("dto.cluster.places.START_SECONDS", 0.01)
     with pytest.raises(DtoError, match=r"have not begun in 0\.01 s, although there is 1 CPU"):
         async with Fleet(Ray(None, 2), run, False, ()):
             pass
@@ -217,7 +216,7 @@ async def test_actors_that_wait_are_told_from_those_that_are_slow(
         def there(self) -> int:
             return 1
 
-    monkeypatch.setattr("dto.cluster.START_SECONDS", 2.0)
+    monkeypatch.setattr("dto.cluster.places.START_SECONDS", 2.0)
     cores = int(ray.cluster_resources()["CPU"])
     other = ray.remote(Other).options(num_cpus=cores).remote()
     await other.there.remote()
@@ -235,7 +234,7 @@ async def test_actors_that_wait_are_told_from_those_that_are_slow(
 )
 def test_why_an_actor_has_not_begun(before: int, after: int, waits: bool) -> None:
     """Four actors of a core each, by the free cores before them and at the end of the wait."""
-    said = _late(1, 4, {"CPU": 1}, {"CPU": before}, {"CPU": after} if after else {})
+    said = late(1, 4, {"CPU": 1}, {"CPU": before}, {"CPU": after} if after else {})
     assert ("they wait for" in said) is waits and ("slow to start" in said) is not waits
 
 
