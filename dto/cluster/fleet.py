@@ -102,7 +102,7 @@ class Fleet:
             logging.getLogger("ray").setLevel(logging.ERROR)
             try:
                 ray.init(
-                    address=self._where.address,
+                    address=self._where.address or "local",  # else one that runs here, if any
                     num_cpus=None if self._where.address else self._local_cores(),
                     include_dashboard=False if self._where.address is None else None,
                     log_to_driver=False,
@@ -110,9 +110,12 @@ class Fleet:
                 )
             except (RayError, ConnectionError, OSError, ValueError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                address = self._where.address
                 raise DtoError(
-                    f"ray: no cluster at {self._where.address}: {first}; if it asks for a token, "
-                    "set RAY_AUTH_MODE=token"
+                    f"ray: no cluster at {address}: {first}; if it asks for a token, set "
+                    "RAY_AUTH_MODE=token"
+                    if address
+                    else f"ray could not start here: {first}"
                 ) from None
         nodes = places.nodes()
         most = places.room(needs, [node["Resources"] for node in nodes])
