@@ -344,6 +344,7 @@ async def _feed(
             window=window * fleet.size,
             total=total,
             elsewhere=fleet.attempt,
+            status=fleet.status,
         )
 
 

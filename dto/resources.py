@@ -18,7 +18,7 @@ from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
-from dto.segmentation.worker import Segmenter
+from dto.segmenter import Segmenter
 from dto.training import train
 
 logger = logging.getLogger("dto")

@@ -18,7 +18,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, cast
@@ -66,7 +66,7 @@ class Fleet:
         self._numbers = self._terms = 0
         self._reason = ""
         self._past: list[dict[str, Any]] = []  # of earlier sessions
-        self._noted = self._began = 0.0
+        self._noted = 0.0
 
     @property
     def size(self) -> int:
@@ -79,10 +79,8 @@ class Fleet:
         return [seat for seat in self._seats if seat.alive]
 
     def status(self) -> str:
-        """Tokens per second over all actors, and the actors alive, for the progress bar."""
-        tokens = sum(seat.share.usage.generated for seat in self._seats)
-        rate = tokens / max(time.perf_counter() - self._began, 1e-9)
-        return f"{rate:,.0f} tokens/s, {len(self.alive)} of {self.size} actors"
+        """The actors that are alive, for the progress bar."""
+        return f"{len(self.alive)} of {self.size} actors"
 
     def shared(self) -> list[dict[str, Any]]:
         """What each actor did in this stage, with a line for each session that worked on it."""
@@ -224,7 +222,6 @@ class Fleet:
             self._past = await asyncio.to_thread(read_notes, directory)
             for seat in self._seats:
                 seat.share = Share(seat.share.node)
-            self._began = 0.0
         self._stage = stage, model
         for seat in self.alive:
             if seat.task is not None:
@@ -247,7 +244,6 @@ class Fleet:
         finally:
             for task in opening:
                 task.cancel()
-        self._began = self._began or time.perf_counter()
 
     def close(self) -> None:
         """Forget the notes of a stage, since its manifest has them."""
@@ -387,7 +383,15 @@ class Fleet:
                 )
             await asyncio.sleep(0.2)
 
-    async def attempt(self, group: Group) -> Entry:
+    async def attempt(self, groups: Sequence[Group]) -> AsyncIterator[Entry]:
+        """Process groups, and yield their entries as they are finished (`attempt_one`)."""
+        if len(groups) == 1:
+            yield await self.attempt_one(groups[0])
+            return
+        for done in asyncio.as_completed([self.attempt_one(group) for group in groups]):
+            yield await done
+
+    async def attempt_one(self, group: Group) -> Entry:
         """Process a group on the least busy actor, and elsewhere if it dies.
 
         A group whose actors died `MAX_DEATHS` times is dropped with reason `error`. The last of

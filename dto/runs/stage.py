@@ -17,7 +17,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -173,7 +173,8 @@ class Stage:
 
 
 READ_AHEAD = 32
-"""Groups read at a time by the reader thread, since switching threads costs more than a row."""
+"""Groups read at a time by the reader thread, since switching threads costs more than a row; also
+the most that are processed elsewhere in one call."""
 MAX_CONSECUTIVE_FAILURES = 20
 """Abort after so many consecutive groups whose requests all failed, or first groups in error."""
 MAX_FAILED_REQUESTS = 0.05
@@ -216,20 +217,25 @@ class Runner:
         *,
         window: int,
         total: int | None = None,
-        elsewhere: Callable[[Group], Awaitable[Entry]] | None = None,
+        elsewhere: Callable[[Sequence[Group]], AsyncIterator[Entry]] | None = None,
+        block: Callable[[], int] = lambda: 1,
+        status: Callable[[], str] = str,
     ) -> None:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
 
-        `elsewhere` replaces `work`: it does in another process what `attempt` does here.
-        An exception in one group drops it with reason `error`. A DtoError of `work` is raised: the
-        configuration is wrong, not a row. Also raises DtoError if the disk is full, if the first
-        groups all end in errors, and if many consecutive groups get no answer from the engine.
-        Failed groups are computed again on resume.
+        `elsewhere` replaces `work`: it does in another process what `attempt` does here, for as
+        many groups at once as `block` says; `status` is shown beside the progress. An exception in
+        one group drops it with reason `error`. A DtoError of `work` is raised: the configuration is
+        wrong, not a row. Also raises DtoError if the disk is full, if the first groups all end in
+        errors, and if many consecutive groups get no answer from the engine. Failed groups are
+        computed again on resume.
         """
         from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
 
         journal, loop = self._journal, asyncio.get_running_loop()
-        slots = asyncio.Semaphore(window)
+        slots, writing = asyncio.Semaphore(window), asyncio.Lock()
+        ready: list[Entry] = []
+        start, generated = time.perf_counter(), 0
         with (
             ThreadPoolExecutor(1, "dto-reader") as reader,
             ThreadPoolExecutor(1, "dto-journal") as writer,
@@ -239,23 +245,48 @@ class Runner:
             def read_block() -> list[Group]:
                 return list(islice(groups, READ_AHEAD))
 
-            async def process(group: Group) -> None:
+            async def here(some: Sequence[Group]) -> AsyncIterator[Entry]:
+                for group in some:
+                    yield await attempt(group, work)
+
+            async def keep(entry: Entry) -> None:
+                """Write an entry, together with all others that became ready meanwhile."""
+                nonlocal generated
+                ready.append(entry)
+                async with writing:
+                    entries = ready.copy()
+                    ready.clear()
+                    if entries:
+                        await loop.run_in_executor(writer, journal.append, *entries)
+                    for written in entries:
+                        self._count(written)
+                        generated += written.usage.generated
+                    rate = generated / (time.perf_counter() - start)
+                    bar.set_postfix_str(f"{rate:,.0f} tokens/s {status()}".strip(), refresh=False)
+                    bar.update(len(entries))
+
+            async def process(some: Sequence[Group]) -> None:
+                left = len(some)
                 try:
-                    entry = await (elsewhere(group) if elsewhere else attempt(group, work))
-                    await loop.run_in_executor(writer, journal.append, entry)
-                    self._count(entry)
-                    bar.update()
+                    async for entry in (elsewhere or here)(some):
+                        await keep(entry)
+                        left -= 1
+                        slots.release()
                 finally:
-                    slots.release()
+                    for _ in range(left):
+                        slots.release()
 
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    while block := await loop.run_in_executor(reader, read_block):
-                        pending = [group for group in block if group.key not in journal.done]
-                        bar.update(len(block) - len(pending))
-                        for group in pending:
-                            await slots.acquire()
-                            tasks.create_task(process(group))
+                    while read := await loop.run_in_executor(reader, read_block):
+                        pending = [group for group in read if group.key not in journal.done]
+                        bar.update(len(read) - len(pending))
+                        while pending:
+                            some = pending[: min(window, block())]
+                            del pending[: len(some)]
+                            for _ in some:
+                                await slots.acquire()
+                            tasks.create_task(process(some))
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
 
@@ -298,46 +329,40 @@ class Runner:
         return await asyncio.to_thread(self._write, further or {})
 
     def _write(self, further: Mapping[str, Any]) -> dict[str, Any]:
-        dropped: list[Dropped] = []
-        timings: list[Timing] = []
-        usage: dict[str, Usage] = {}
-        judge = Usage()
-        given_up: Counter[str] = Counter()
+        dropped, timings = tables.Sorter(Dropped), tables.Sorter(Timing)
+        usage = tables.Sorter(GroupUsage)
+        total, judge, groups = Usage(), Usage(), 0
+        reasons, given_up = Counter[str](), Counter[str]()
 
         def rows() -> Iterator[Any]:
+            nonlocal groups
             for entry in read_entries(self._journal.path, self.record):
-                dropped.extend(entry.dropped)
-                timings.extend(
-                    Timing(row_id, seconds, entry.wasted.get(row_id, 0))
-                    for row_id, seconds in entry.seconds.items()
-                )
-                usage[entry.key] = entry.usage
+                for row in entry.dropped:
+                    dropped.add(row.id, row.reason, row.detail)
+                    reasons[row.reason] += 1
+                for row_id, seconds in entry.seconds.items():
+                    timings.add(row_id, seconds, entry.wasted.get(row_id, 0))
+                usage.add(entry.key, *asdict(entry.usage).values())
+                total.add(entry.usage)
                 judge.add(entry.judge)
                 given_up.update(entry.given_up)
+                groups += 1
                 yield from entry.rows
 
         directory = self.directory
         with disk_errors(directory):
             written = tables.write(directory / "rows.parquet", self.record, rows())
-            timings.sort(key=lambda timing: timing.id)
             tables.write(directory / "timings.parquet", Timing, timings)
-            groups = (GroupUsage(key, **asdict(spent)) for key, spent in usage.items())
-            tables.write(directory / "usage.parquet", GroupUsage, groups, key="key")
-            lines = [
-                json.dumps(asdict(row), ensure_ascii=False) + "\n"
-                for row in sorted(dropped, key=lambda row: (row.id, row.reason, row.detail))
-            ]
-            manifest.write_text(directory / "dropped.jsonl", "".join(lines))
-            total = Usage()
-            for spent in usage.values():
-                total.add(spent)
+            tables.write(directory / "usage.parquet", GroupUsage, usage, key="key")
+            lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped)
+            manifest.write_text(directory / "dropped.jsonl", lines)
             content = manifest.finished(
                 self.name,
                 self.config,
                 manifest.of_path(directory / "rows.parquet"),
                 rows=written,
-                groups=len(usage),
-                dropped=dict(sorted(Counter(row.reason for row in dropped).items())),
+                groups=groups,
+                dropped=dict(sorted(reasons.items())),
                 given_up=dict(sorted(given_up.items())),
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
