@@ -18,7 +18,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, cast
@@ -167,15 +167,14 @@ class Fleet:
                 if waiting and not said and time.monotonic() - begun >= SAY_SECONDS:
                     said = True
                     logger.warning(
-                        "ray       %d of %d actors have not begun: each asks for %s, %s is free",
+                        "ray       %d of %d actors start, or wait for %s each, of which %s is free",
                         len(waiting), self.size, places.shown(self._needs),
                         places.shown({name: _free().get(name, 0) for name in self._needs}),
                     )  # fmt: skip
         except RayError as error:
             raise DtoError(self._unable("start", error)) from None
         finally:
-            for start in waiting:
-                start.cancel()
+            await _ended(starts)
 
     def _unable(self, what: str, error: BaseException, seat: Seat | None = None) -> str:
         """The error for an actor that cannot start or open its engine: asked for, there, why."""
@@ -199,10 +198,7 @@ class Fleet:
 
     async def _quiet(self) -> None:
         """End the tasks that talk to actors."""
-        tasks = [seat.task for seat in self._seats if seat.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _ended([seat.task for seat in self._seats if seat.task is not None])
 
     async def _kill(self) -> None:
         import ray
@@ -226,7 +222,7 @@ class Fleet:
         for seat in self.alive:
             if seat.task is not None:
                 seat.task.cancel()
-        opening = {asyncio.create_task(self._begin(seat)) for seat in self.alive}
+        every = opening = {asyncio.create_task(self._begin(seat)) for seat in self.alive}
         begun = time.monotonic()
         try:
             while opening:
@@ -242,8 +238,7 @@ class Fleet:
                         stage.name, len(opening), seconds,
                     )  # fmt: skip
         finally:
-            for task in opening:
-                task.cancel()
+            await _ended(every)
 
     def close(self) -> None:
         """Forget the notes of a stage, since its manifest has them."""
@@ -261,6 +256,9 @@ class Fleet:
             term = self._terms
             try:
                 await self._call(seat.actor.begin, stage.name, model, term)
+            except DtoError as error:
+                given = f"on {seat.share.node}, with {places.shown(self._needs)}"
+                raise type(error)(f"{error} (stage {stage.name}, {given})") from None
             except RayError as error:
                 self._died(seat, error)
                 if last or not isinstance(error, RayActorError):
@@ -356,13 +354,16 @@ class Fleet:
         from ray.exceptions import ActorUnavailableError, RayError
 
         said, alone = False, 0.0
+        call: asyncio.Future[str] | None = None
         while True:
-            call = asyncio.ensure_future(self._call(seat.actor.place))
+            call = call or asyncio.ensure_future(self._call(seat.actor.place))
+            await asyncio.wait({call}, timeout=1.0)  # a dead node answers late
             try:
-                seat.share.node = await call
-                return
+                if call.done():
+                    seat.share.node = call.result()
+                    return
             except ActorUnavailableError:  # Ray has not started it yet
-                pass
+                call = None
             except RayError as error:
                 raise DtoError(self._unable("start again", error, seat)) from None
             left = len(self.alive)
@@ -448,6 +449,13 @@ class Fleet:
             if isinstance(cause, DtoError):
                 raise type(cause)(str(cause)) from None
             raise EngineError(f"an actor failed: {type(cause).__name__}: {cause}") from None
+
+
+async def _ended(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """Cancel tasks that are not done, and wait until they end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _free() -> dict[str, float]:

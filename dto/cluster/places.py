@@ -101,13 +101,14 @@ def late(waiting: int, count: int, needs: Amounts, before: Amounts, after: Amoun
 
 
 def reason(error: BaseException) -> str:
-    """Why an actor died, in one line: what Ray adds about the actor's ids and logs is left out."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    ids = re.compile(r"(class_name|actor_id|pid|name|namespace|ip|repr):? |\[state-dump\]")
-    kept = [line for line in lines if line and not ids.match(line)]
-    failed = [line for line in kept if re.match(r"\w+(\.\w+)*(Error|Exception): ", line)]
-    text = failed[-1] if failed else " ".join(kept)
-    return text if len(text) <= 400 else f"{text[:300]} … {text[-100:]}"
+    """Why an actor died, in a line: the exception that its process raised, or how it ended."""
+    text = " ".join(str(error).split())
+    raised = re.findall(r"^\s*(?:\w+\.)*\w+(?:Error|Exception): .*", str(error), re.MULTILINE)
+    if raised:
+        return str(raised[-1]).strip()[:400]
+    if re.search(r"Socket closed|End of file|SIGKILL|restarted|Connection|connect to", text):
+        return "its process or node ended (killed, or out of memory)"
+    return text[:400]
 
 
 def cores() -> int:
