@@ -66,7 +66,7 @@ def shown(amounts: Amounts) -> str:
 
 def described(needs: Amounts, every: Sequence[Mapping[str, Any]]) -> str:
     """The nodes of a cluster with what an actor needs of them, and their memory."""
-    texts = []
+    texts = [] if every else ["no node"]
     for node in every:
         there = {name: node["Resources"].get(name, 0) for name in {"CPU": 1, "GPU": 0, **needs}}
         memory = node["Resources"].get("memory", 0) / 2**30
