@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from dto import baselines
 from dto.cluster import Fleet, Ray
+from dto.cluster.seats import read_notes
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
@@ -367,7 +368,10 @@ async def _compute(
                     await opened.enter_async_context(spread)
                 with Runner(run / stage.name, stage.record, config) as runner:
                     await _feed(run, stage, runner, resources, spread)
-                    await runner.finish({"actors": spread.shared()} if spread else {})
+                    actors = spread.shared() if spread else read_notes(run / stage.name)
+                    await runner.finish({"actors": actors} if actors else {})
+                    if spread:
+                        spread.close()
                 run.done(stage.name)
                 log_stage(run, stage.name)
                 if stage is imported.STAGE:
@@ -392,14 +396,13 @@ async def _feed(
             await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
             continue
         ctx = await resources.context(stage, model) if stage.needs == "tokenizer" else idle
-        await fleet.prepare(stage, model)
+        await fleet.open(stage, model, run / stage.name)
         await runner.feed(
             stage.groups(run, ctx),
             partial(_work, stage, ctx),
             window=window * fleet.size,
             total=total,
-            elsewhere=partial(fleet.attempt, stage, model),
-            block=fleet.block,
+            elsewhere=fleet.attempt,
             status=fleet.status,
         )
 
