@@ -4,9 +4,10 @@
 
 So many responses of about so many tokens (Qwen's vocabulary, several patterns to a response) are
 written to a file and go through the commands `import`, `segment`, `estimate`, `optimize`, `prune`,
-`pair`, `evaluate` (100 test questions) and `report`, each in a process of its own. Rollouts and conclusions come from an engine that
-looks its answers up, so that what is measured is the pipeline's own work. The peak is that of the
-whole tree of processes, the sum of their proportional set sizes (PSS), taken every 0.5 seconds.
+`pair`, `evaluate` (100 test questions) and `report`, each in a process of its own. Rollouts and
+conclusions come from an engine that looks its answers up, so only the pipeline's own work is
+measured. The peak is that of the whole tree of processes, the sum of their proportional set sizes
+(PSS), taken every 0.5 seconds.
 Exponents are those of growth between the smallest and the largest number of rows: 1 is linear, 0
 flat. Needs Linux (/proc) and the extra `dev`.
 """
@@ -17,8 +18,10 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,18 +141,22 @@ def rows(count: int, tokens: int) -> Iterator[dict[str, Any]]:
 
 
 class Measured(NamedTuple):
-    """One command: seconds, its part after the start of Python, peak of the tree, rows written."""
+    """One command: its wall and CPU seconds, peak of its tree and size on disk in bytes."""
 
     stage: str
     seconds: float
+    cpu: float
     peak: int
     rows: int
     disk: int
 
 
-def observe(command: list[str], log: Path) -> tuple[float, int]:
-    """Run a command; return its seconds and the peak of its tree of processes in bytes."""
-    start, peak = time.perf_counter(), 0
+def observe(command: list[str], log: Path) -> tuple[float, float, int]:
+    """Run a command; return its wall seconds, its CPU seconds and the peak of its tree in bytes.
+
+    CPU seconds include those of all processes that the command waited for.
+    """
+    start, before, peak = time.perf_counter(), os.times(), 0
     with log.open("a") as file:
         process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -161,11 +168,16 @@ def observe(command: list[str], log: Path) -> tuple[float, int]:
             time.sleep(0.5)
     if process.wait():
         raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-4_000:]}")
-    return time.perf_counter() - start, peak
+    after = os.times()
+    cpu = sum(after[2:4]) - sum(before[2:4])
+    return time.perf_counter() - start, cpu, peak
 
 
 def measure(count: int, tokens: int, folder: Path) -> Iterator[Measured]:
-    """Take so many rows through all stages, in a run directory below `folder`."""
+    """Take so many rows through all stages, in a run directory below `folder`.
+
+    Stages measured there before are returned as they are; one that was interrupted starts anew.
+    """
     from tests.vocabularies import R1, model_folder
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,12 +185,13 @@ def measure(count: int, tokens: int, folder: Path) -> Iterator[Measured]:
     tests = folder / "test.jsonl"
     if not model.is_dir():
         model_folder(R1, model)
-    if not source.exists():
+    if not tests.exists():
         with source.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(count, tokens))
         with tests.open("w", encoding="utf-8") as file:
-            asked = ({"problem": f"What is {n} + 7000?", "answer": str(n + 7000)} for n in range(TEST))
-            file.writelines(json.dumps(row) + "\n" for row in asked)
+            for n in range(TEST):
+                asked = {"problem": f"What is {n} + 7000?", "answer": str(n + 7000)}
+                file.write(json.dumps(asked) + "\n")
     changes = {
         "model.engine": "benchmarks.scale:Given",
         "model.engine_settings.after": HEAD_TOKENS + tokens // 3,
@@ -190,17 +203,25 @@ def measure(count: int, tokens: int, folder: Path) -> Iterator[Measured]:
     }
     options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     dto = [sys.executable, "-c", "from dto.cli import main; main()"]
-    for stage in STAGES:
+    record = folder / "measured.jsonl"
+    lines = record.read_text().splitlines() if record.exists() else []
+    known = [Measured(**json.loads(line)) for line in lines]
+    yield from known
+    for stage in STAGES[len(known) :]:
+        place = run / ("sample" if stage == "import" else stage)
+        shutil.rmtree(run if stage == "import" else place, ignore_errors=True)
         if stage == "import":
             command = [*dto, stage, str(source), "--model", str(model), "--out", str(run), *options]
         else:
             command = [*dto, stage, str(run)]
-        seconds, peak = observe(command, folder / "log")
-        place = run / ("sample" if stage == "import" else stage)
+        seconds, cpu, peak = observe(command, folder / "log")
         done = place / "manifest.json"
         written = json.loads(done.read_text())["rows"] if done.is_file() else 0
         disk = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        yield Measured(stage, seconds, peak, written, disk)
+        row = Measured(stage, seconds, cpu, peak, written, disk)
+        with record.open("a") as file:
+            file.write(json.dumps(row._asdict()) + "\n")
+        yield row
 
 
 def exponent(few: float, many: float, growth: float) -> float:
@@ -213,7 +234,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--rows", nargs="*", type=int, default=[10_000, 100_000])
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and go on there")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each stage")
     options = parser.parse_args()
     found: dict[int, list[Measured]] = {}
@@ -228,20 +249,24 @@ def main() -> int:
                     print(json.dumps({"responses": count, **row._asdict()}), flush=True)
                     continue
                 print(
-                    f"  {row.stage:<9} {row.seconds:8,.1f} s  {count / row.seconds:8,.0f} rows/s  "
+                    f"  {row.stage:<9} {row.seconds:8,.1f} s  {row.cpu:8,.1f} s CPU  "
+                    f"{count / row.seconds:8,.0f} rows/s  "
                     f"{row.peak / 2**20:6,.0f} MiB  {row.rows:10,} rows written  "
                     f"{row.disk / 2**20:8,.1f} MiB on disk",
                     flush=True,
                 )
     few, many = min(found), max(found)
     if many > few:
-        print(f"growth from {few:,} to {many:,}: exponents of seconds and of peak memory")
+        print(f"growth from {few:,} to {many:,}: exponents of CPU seconds, peak and bytes on disk")
         for small, large in zip(found[few], found[many], strict=True):
-            time_, space = (
-                exponent(getattr(small, name), getattr(large, name), many / few)
-                for name in ("seconds", "peak")
-            )
-            print(f"  {small.stage:<9} {time_:5.2f} {space:5.2f}")
+            powers = {
+                name: exponent(getattr(small, name), getattr(large, name), many / few)
+                for name in ("cpu", "peak", "disk")
+            }
+            if options.json:
+                print(json.dumps({"growth": [few, many], "stage": small.stage, **powers}))
+                continue
+            print(f"  {small.stage:<9} " + " ".join(f"{power:5.2f}" for power in powers.values()))
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dto import __version__
-from dto.commands import Target, read_target
+from dto.commands import Target, read_target, reading
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
@@ -90,7 +90,8 @@ def view(
         return
     from dto.viewer.page import view as write
 
-    path = write(run, out or _filtered(run, filter), whole=whole, filter=filter or ())
+    with reading(run):
+        path = write(run, out or _filtered(run, filter), whole=whole, filter=filter or ())
     size = path.stat().st_size
     print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):

@@ -1,13 +1,14 @@
 """The append-only journal of a stage in progress: one JSON line for each finished group of rows.
 
-The first line holds the stage's configuration. Only the last line can be incomplete, after a kill
-or a full disk. It is cut off when the journal is opened again, and its group is computed again. So
-`kill -9` loses at most the groups in progress.
+The first line holds the stage's configuration. The last line is incomplete after a kill; it is cut
+off when the journal is opened again. So `kill -9` loses at most the groups in progress. Each line
+ends with its checksum: a line that the disk damaged is left out, and its group is computed again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,16 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from math import nan
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple
+from zlib import crc32
 
 from dto import tables
-from dto.errors import disk_errors
+from dto.errors import DtoError, disk_errors
 from dto.records import Dropped
 from dto.usage import Account, Usage
+
+logger = logging.getLogger("dto")
 
 SYNC_SECONDS = 5.0
 """Seconds between fsync calls: a power cut can lose this much work, a kill loses none of it."""
@@ -92,8 +97,15 @@ class Journal:
         """Index the complete lines, and return the offset at which they end."""
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
-            for _, after, data in _whole_lines(lines):
-                end = after
+            for start, end, data in _whole_lines(lines):
+                if start == 0 and "head" not in data:
+                    raise DtoError(
+                        f"{self.path} is damaged in its first line, the configuration: compute the "
+                        f"stage again after `rm {quote(str(self.path))}`"
+                    )
+                if not data:
+                    text = "%s: bytes %d to %d are damaged; their group is computed again"
+                    logger.warning(text, self.path, start, end)
                 if "key" in data:
                     self._index(_entry(data, ()))
                     self.elapsed = data["elapsed"]
@@ -143,8 +155,7 @@ class Journal:
         return self.elapsed + time.monotonic() - self._opened
 
     def _write(self, *lines: dict[str, Any]) -> None:
-        texts = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in lines)
-        data = "".join(f"{text}\n" for text in texts).encode()
+        data = b"".join(map(_encode, lines))
         os.lseek(self._file, self._end, os.SEEK_SET)
         try:
             written = 0
@@ -203,18 +214,28 @@ def read_entries(
             yield _entry(data, [build(row) for row in data["rows"]] if build else data["rows"])
 
 
+def _encode(data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    return b'%s,"crc":"%08x"}\n' % (text, crc32(text))
+
+
 def _whole_lines(lines: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(start, end, content) of each complete line, up to the first incomplete one."""
+    """(start, end, content) of each complete line; the content of a damaged one is empty.
+
+    Lines of earlier versions have no checksum.
+    """
     end = 0
     for line in lines:
-        try:
-            data = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            return
-        if not isinstance(data, dict):
+        if not line.endswith(b"\n"):
             return
         start, end = end, end + len(line)
-        yield start, end, data
+        text, mark, crc = line[:-19], line[-19:-11], line[-11:-3]
+        try:
+            data = json.loads(line)
+            intact = isinstance(data, dict) and (mark != b',"crc":"' or int(crc, 16) == crc32(text))
+        except ValueError:
+            intact = False
+        yield start, end, data if intact else {}
 
 
 def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:

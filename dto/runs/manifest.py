@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -137,10 +138,8 @@ def _git_state() -> dict[str, Any] | None:
 
 def reset_peak_memory() -> None:
     """Reset the peak on Linux; on other systems it stays the peak of the whole process."""
-    try:
+    with suppress(OSError):
         _CLEAR_PEAK.write_text("5")
-    except OSError:
-        return
 
 
 def peak_memory(process: int | None = None) -> int:

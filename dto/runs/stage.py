@@ -172,6 +172,8 @@ class Stage:
         return self.needs == "model" if self.asks_model is None else self.asks_model(recipe)
 
 
+BESIDE = ("dropped.jsonl", "timings.parquet", "usage.parquet")
+"""Files of a stage beside its table, whose hashes the manifest has too."""
 READ_AHEAD = 32
 """Groups read at a time by the reader thread, since switching threads costs more than a row; also
 the most that are processed elsewhere in one call."""
@@ -189,16 +191,11 @@ class Runner:
     """
 
     def __init__(self, directory: Path, record: type[Any], config: Mapping[str, Any]) -> None:
-        self.directory = directory
+        self.directory, self.name = directory, directory.name
         self.record = record
         self.config = dict(config)
         self._failed_in_a_row = self._unjudged_in_a_row = 0  # groups; those that asked a judge
         self._failure = ""
-
-    @property
-    def name(self) -> str:
-        """The stage's name."""
-        return self.directory.name
 
     def __enter__(self) -> Runner:
         manifest.reset_peak_memory()
@@ -360,6 +357,7 @@ class Runner:
                 self.name,
                 self.config,
                 manifest.of_path(directory / "rows.parquet"),
+                files={name: manifest.of_path(directory / name) for name in BESIDE},
                 rows=written,
                 groups=groups,
                 dropped=dict(sorted(reasons.items())),
@@ -369,6 +367,7 @@ class Runner:
                 seconds=self._journal.total_seconds(),
                 **further,
             )
+            content["check"] = manifest.digest(content)
             manifest.write(directory, content)
         return content
 

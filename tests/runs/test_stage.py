@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from dto.errors import DtoError, EngineError
 from dto.grading import Grader
 from dto.records import Dropped, ExitEstimate
 from dto.runs import manifest
-from dto.runs.stage import MAX_CONSECUTIVE_FAILURES, Group, Runner, Timed
+from dto.runs.journal import Entry
+from dto.runs.stage import MAX_CONSECUTIVE_FAILURES, Group, Runner, Timed, attempt
 from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
@@ -97,6 +98,86 @@ async def test_the_window_bounds_what_is_read_and_what_is_under_way(tmp_path: Pa
         await stage.finish()
     assert most == 16
     assert ahead <= 16 + 2 * 32
+
+
+class Elsewhere:
+    """Processes blocks of groups, the last of a block first; `fails` ends a block with an error."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.sizes: list[int] = []
+        self.under_way = self.most = 0
+
+    async def __call__(self, some: Sequence[Group]) -> AsyncIterator[Entry]:
+        self.sizes.append(len(some))
+        self.under_way += len(some)
+        self.most = max(self.most, self.under_way)
+        for group in reversed(some):
+            if group.key == self.fails:
+                raise EngineError("no logprobs")
+            entry = await attempt(group, work)
+            self.under_way -= 1
+            yield entry
+
+
+@pytest.mark.parametrize("block", [1, 3, 50])
+async def test_blocks_of_groups_processed_elsewhere_give_the_same_table(
+    tmp_path: Path, block: int
+) -> None:
+    await whole(tmp_path / "a" / "estimate")
+    elsewhere = Elsewhere()
+    with Runner(tmp_path / "b" / "estimate", ExitEstimate, CONFIG) as stage:
+        await stage.feed(groups(40), work, window=8, elsewhere=elsewhere, block=lambda: block)
+        await stage.finish()
+    assert max(elsewhere.sizes) == min(block, 8)
+    assert sum(elsewhere.sizes) == 40
+    assert elsewhere.most <= 8  # groups count against the window, not blocks
+    for name in ("rows.parquet", "dropped.jsonl", "usage.parquet"):
+        first, second = (tmp_path / run / "estimate" / name for run in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+
+async def test_entries_of_a_block_that_fails_later_are_kept(tmp_path: Path) -> None:
+    with (
+        Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage,
+        pytest.raises(EngineError, match="no logprobs"),
+    ):
+        fails = Elsewhere("0002")
+        await stage.feed(groups(8), work, window=8, elsewhere=fails, block=lambda: 8)
+    again: list[str] = []
+
+    async def counted(key: str) -> list[Any]:
+        again.append(key)
+        return await work(key)
+
+    await whole(tmp_path / "estimate", 8, counted)
+    assert again == ["0000", "0001", "0002"]
+
+
+@pytest.mark.parametrize(("good", "stops"), [("0020", True), ("0019", False)])
+async def test_failures_in_a_row_are_counted_in_the_order_of_completion(
+    tmp_path: Path, good: str, stops: bool
+) -> None:
+    """Also if they come in blocks: here the last group of 39 is processed first."""
+
+    async def fails(key: str) -> list[Any]:
+        if key == good:
+            return await work(key)
+        charge(Usage(requests=1, failed=1))
+        return []
+
+    async def backwards(some: Sequence[Group]) -> AsyncIterator[Entry]:
+        for group in reversed(some):
+            yield await attempt(group, fails)
+
+    with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+        blocks = groups(39)
+        fed = stage.feed(blocks, work, window=39, elsewhere=backwards, block=lambda: 39)
+        if stops:
+            with pytest.raises(DtoError, match=f"{MAX_CONSECUTIVE_FAILURES} groups in a row"):
+                await fed
+        else:
+            await fed
 
 
 async def test_one_bad_group_is_a_row_and_is_tried_again(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dto import tables
 from dto.errors import DtoError
 from dto.records import (
+    Dropped,
     EvaluationRow,
     ExitEstimate,
     OptimizedTrajectory,
@@ -45,6 +46,19 @@ st.register_type_strategy(int, small)
 def same(left: Any, right: Any) -> bool:
     """Equality where nan equals nan."""
     return repr(left) == repr(right)
+
+
+@given(st.lists(st.builds(Dropped)), st.integers(1, 5))
+def test_a_sorter_gives_records_in_the_order_of_their_fields(
+    rows: list[Dropped], at_once: int
+) -> None:
+    """As Python sorts them, also if they were packed in several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "SORTED_AT_ONCE", at_once)
+        sorter = tables.Sorter(Dropped)
+        for row in rows:
+            sorter.add(row.id, row.reason, row.detail)
+        assert list(sorter) == sorted(rows, key=lambda row: (row.id, row.reason, row.detail))
 
 
 @pytest.mark.slow
