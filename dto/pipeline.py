@@ -308,7 +308,9 @@ async def _compute(
                     await opened.enter_async_context(spread)
                 with Runner(run / stage.name, stage.record, config) as runner:
                     await _feed(run, stage, runner, resources, spread)
-                    await runner.finish({"actors": spread.shared()} if spread else {})
+                    servers = resources.shared()
+                    shares = {"actors": spread.shared()} if spread else {}
+                    await runner.finish(shares | ({"servers": servers} if servers else {}))
                 run.done(stage.name)
                 log_stage(run, stage.name)
                 if stage is imported.STAGE:
@@ -372,11 +374,25 @@ def log_stage(run: RunReader, name: str, remark: str = "") -> None:
         parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))
+    for share in [] if remark else done.get("servers", ()):
+        logger.info("%-9s %s", name, share_line(share))
     if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
         first = next((row for row in run.dropped(name) if row.reason == FOREIGN), Dropped("", ""))
         logger.warning(
             "%-9s most responses use other thinking tags: %s", name, first.detail or FOREIGN
         )
+
+
+def share_line(share: Mapping[str, Any]) -> str:
+    """What one of several servers did in a stage, as text."""
+    seconds = share["seconds"]
+    parts = [
+        f"{share['server']}: {share['requests']:,} requests",
+        f"{share['generated']:,} tokens",
+        f"{share['generated'] / seconds if seconds else 0:,.0f} tokens/s",
+    ]
+    parts += [f"{share['lost']:,} requests lost"] if share["lost"] else []
+    return ", ".join(parts)
 
 
 def write_run_manifest(run: RunReader) -> dict[str, object]:

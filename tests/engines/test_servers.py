@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dto.engines import open_engine, servers
-from dto.engines.servers import BLOCK, SLACK, ServersEngine
+from dto.engines.affinity import BLOCK
+from dto.engines.servers import BOUND, SLACK, ServersEngine
 from dto.errors import EngineError
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, make_recipe
