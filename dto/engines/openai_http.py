@@ -17,7 +17,6 @@ from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-import httpx
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
@@ -257,7 +256,7 @@ class Transport:
         elif isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             reason = f"connection to {self.server} failed: {cause or type(cause).__name__}"
-            unreachable, refused = True, isinstance(cause, httpx.ConnectError)
+            unreachable, refused = True, type(cause).__name__ == "ConnectError"  # httpx, httpx2
         elif isinstance(error, openai.APIError):
             reason = f"{self.server} broke off: {_message(error.body) or error.message}"
         elif isinstance(error, ValueError):
