@@ -6,11 +6,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any
 
+from hypothesis import given
+from hypothesis import settings as checked
+from hypothesis import strategies as st
+
 from dto.engines import open_engine
-from dto.engines.affinity import BLOCK
-from dto.engines.servers import BOUND, SLACK, ServersEngine
+from dto.engines.affinity import BLOCK, Prefixes, blocks_of
+from dto.engines.servers import BOUND, SLACK, SLOWEST, ServersEngine
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, make_recipe
 from dto.redact import NO_SERVER, Redaction, without_servers
@@ -111,6 +116,42 @@ async def test_a_refusal_is_no_death(nano: Served) -> None:
         (reply,) = await engine.complete(prompt(1), SAMPLING)
         assert reply.finish_reason == "failed" and "no such thing" in reply.error
         assert len(first.requests) + len([r for r in second.requests if r.path != "/models"]) <= 2
+
+
+@cache
+def closed() -> ServersEngine:
+    """An engine that asks nobody."""
+    return ServersEngine(settings([f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]), "nano")
+
+
+LOADS = st.lists(st.tuples(st.integers(0, 99), st.floats(1, 100)), min_size=3, max_size=3)
+
+
+@checked(max_examples=40, deadline=None)
+@given(LOADS, st.sets(st.integers(0, 2)), st.sets(st.integers(0, 2), max_size=2))
+def test_no_server_has_much_more_than_its_share(
+    loads: list[tuple[int, float]], readers: set[int], tried: set[int]
+) -> None:
+    """A prompt stays with a server that knows it up to a bound; else the quickest one gets it."""
+    engine = closed()
+    engine._prefixes = Prefixes()
+    blocks = blocks_of(prompt(1, 2))
+    for place, (busy, speed) in zip(engine._places, loads, strict=True):
+        place.busy, place._tokens, place._seconds = busy, speed, 1.0
+    for index in readers:
+        engine._prefixes.add(blocks, index)
+    chosen = engine.choose(blocks, tried)
+    assert chosen is not None and chosen.index not in tried
+    ready = [place for place in engine._places if place.index not in tried]
+    most = max(speed for _, speed in loads)
+    speeds = {place.index: max(loads[place.index][1], SLOWEST * most) for place in ready}
+    quickest = min((place.busy + 1) / speeds[place.index] for place in ready)
+    total = sum(place.busy for place in ready)
+    bound = BOUND * total * speeds[chosen.index] / sum(speeds.values()) + SLACK
+    stays = chosen.index in readers and chosen.busy <= bound
+    assert stays or (chosen.busy + 1) / speeds[chosen.index] == quickest
+    if any(place.index in readers and place.busy == 0 for place in ready):
+        assert chosen.index in readers
 
 
 def test_addresses_are_not_published() -> None:
