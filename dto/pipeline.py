@@ -369,7 +369,8 @@ async def _compute(
                 with Runner(run / stage.name, stage.record, config) as runner:
                     await _feed(run, stage, runner, resources, spread)
                     actors = spread.shared() if spread else read_notes(run / stage.name)
-                    await runner.finish({"actors": actors} if actors else {})
+                    shares = {"actors": actors, "servers": resources.shared()}
+                    await runner.finish({key: share for key, share in shares.items() if share})
                     if spread:
                         spread.close()
                 run.done(stage.name)
@@ -437,11 +438,25 @@ def log_stage(run: RunReader, name: str, remark: str = "") -> None:
         parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))
+    for share in [] if remark else done.get("servers", ()):
+        logger.info("%-9s %s", name, share_line(share))
     if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
         first = next((row for row in run.dropped(name) if row.reason == FOREIGN), Dropped("", ""))
         logger.warning(
             "%-9s most responses use other thinking tags: %s", name, first.detail or FOREIGN
         )
+
+
+def share_line(share: Mapping[str, Any]) -> str:
+    """What one of several servers did in a stage, as text."""
+    seconds = share["seconds"]
+    parts = [
+        f"{share['server']}: {share['requests']:,} requests",
+        f"{share['generated']:,} tokens",
+        f"{share['generated'] / seconds if seconds else 0:,.0f} tokens/s",
+    ]
+    parts += [f"{share['lost']:,} requests lost"] if share["lost"] else []
+    return ", ".join(parts)
 
 
 def write_run_manifest(run: RunReader) -> dict[str, object]:

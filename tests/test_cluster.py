@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -481,32 +482,97 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_the_batch_script_runs_a_recipe_on_the_cluster(tmp_path: Path) -> None:
-    """Slurm and Ray are stand-ins that start what they are given; the plan is dto's own."""
-    script = Path(__file__).parents[1] / "pipelines" / "cluster" / "dto.sbatch"
-    program(tmp_path / "scontrol", "echo node-1\necho node-2")
-    program(tmp_path / "srun", 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"')
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job on two nodes; Slurm and Ray are stand-ins that note what they get.
+
+    `srun` starts what it is given, once, and `ray` goes on until it is ended.
+    """
+    bin = tmp_path / "programs of a job"
+    bin.mkdir()
+    noted = tmp_path / "noted"
     program(
-        tmp_path / "ray",
-        f'echo "$@" > {tmp_path}/asked\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"',
+        bin / "scontrol",
+        f'if [ "$1" = requeue ]; then echo "requeue $2" >> "{noted}"; else echo node-1; fi',
     )
-    program(tmp_path / "dto", f'exec {sys.executable} -c "from dto.cli import main; main()" "$@"')
-    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
-    done = subprocess.run(
-        ["bash", str(script), "quickstart", "--dry-run", "--set", "sample.samples=3"],
-        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+    program(
+        bin / "srun",
+        f'echo "srun $*" >> "{noted}"\nwhile [ "${{1#--}}" != "$1" ]; do shift; done\nexec "$@"',
     )
+    program(
+        bin / "ray",
+        f'echo "ray $*" >> "{noted}"\ntrap \'echo ray ended >> "{noted}"; exit\' TERM\n'
+        "while :; do sleep 0.1; done",
+    )
+    program(bin / "python", "exec cat > /dev/null")  # all nodes have joined
+    dto = f'exec "{sys.executable}" -c "from dto.cli import main; main()" "$@"'
+    program(bin / "dto", f'echo "dto $*" >> "{noted}"\n{dto}')
+    job = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "8"}
+    return {**os.environ, **job, "PATH": f"{bin}:{os.environ['PATH']}"}
+
+
+SCRIPT = Path(__file__).parents[1] / "pipelines" / "cluster" / "dto.sbatch"
+
+
+def test_the_batch_script_runs_a_recipe_on_the_cluster(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    """The plan is dto's own, of a recipe in a folder with a blank in its name."""
+    recipe = tmp_path / "my recipes" / "one.yaml"
+    recipe.parent.mkdir()
+    recipe.write_bytes((SCRIPT.parents[1] / "quickstart.yaml").read_bytes())
+    command = ["bash", str(SCRIPT), str(recipe), "--dry-run", "--set", "sample.samples=3"]
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "samples=3" in done.stdout and "evaluate" in done.stdout
-    asked = (tmp_path / "asked").read_text()
-    assert "symmetric-run --address node-1:20007 --min-nodes 2 -- dto run" in asked
-    assert "--ray auto" in asked
-    without = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    noted = (tmp_path / "noted").read_text()
+    own = "--block --num-gpus=8 --num-cpus=64 --min-worker-port=0 --max-worker-port=0"
+    assert f"ray start {own} --dashboard-agent-listen-port=20015 --head --port=20014" in noted
+    assert f"ray start {own} --dashboard-agent-listen-port=20015 --address=node-1:20014" in noted
+    assert "--nodelist=node-1" in noted and "--exclude=node-1" in noted
+    assert f"dto run {recipe} --ray node-1:20014 --dry-run --set sample.samples=3" in noted
+    assert noted.count("ray ended") == 2 and "requeue" not in noted
+    without = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True)
     assert without.returncode != 0 and "name a recipe" in without.stderr
+
+
+@pytest.mark.parametrize(("sent", "again"), [("USR1", True), ("TERM", False)])
+def test_the_batch_script_passes_signals_on(
+    tmp_path: Path, slurm: dict[str, str], sent: str, again: bool
+) -> None:
+    """Before the time limit the run is interrupted and queued again; a cancelled one is not."""
+    noted = tmp_path / "noted"
+    interrupted = f"trap 'echo interrupted >> \"{noted}\"; exit 130' INT"
+    program(
+        tmp_path / "programs of a job" / "dto",
+        f'{interrupted}\necho "dto $*" >> "{noted}"\nwhile :; do sleep 0.1; done',
+    )
+    job = subprocess.Popen(["bash", str(SCRIPT), "one.yaml"], env=slurm, cwd=tmp_path)
+    until = time.monotonic() + 30
+    while "dto run" not in (noted.read_text() if noted.exists() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    job.send_signal(getattr(signal, f"SIG{sent}"))
+    assert job.wait(30) == 130
+    text = noted.read_text()
+    assert text.count("interrupted") == 1 and text.count("ray ended") == 2
+    assert ("requeue 7" in text) is again
+
+
+def test_the_batch_script_asks_ray_and_slurm_for_what_they_have() -> None:
     from ray.scripts.scripts import cli
 
-    options = {option for each in cli.commands["symmetric-run"].params for option in each.opts}
-    assert {"--address", "--min-nodes"} <= options
+    text = SCRIPT.read_text(encoding="utf-8")
+    node = text[text.index("node='") : text.index("# The cluster is whole")]
+    starts = set(re.findall(r"--[a-z-]+", node)) - {
+        "--ntasks-per-node", "--cpus-per-task", "--overlap", "--nodes", "--ntasks", "--nodelist",
+        "--exclude",
+    }  # fmt: skip
+    options = {option for each in cli.commands["start"].params for option in each.opts}
+    assert {"--head", "--port", "--temp-dir", "--num-gpus"} <= starts <= options
+    directives = dict(re.findall(r"#SBATCH --([a-z-]+)(?:=(\S+))?", text))
+    assert directives["signal"] == "B:USR1@120" and "requeue" in directives
+    assert directives["open-mode"] == "append"
+    if shellcheck := shutil.which("shellcheck"):
+        subprocess.run([shellcheck, str(SCRIPT)], check=True)
