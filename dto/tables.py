@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from itertools import groupby, islice, starmap
+from itertools import groupby, islice
+from math import nan
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Generic,
-    Literal,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)  # fmt: skip
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,7 +24,6 @@ from dto.errors import DtoError
 from dto.records import Span
 
 if TYPE_CHECKING:  # importing it takes 0.1 s, which `dto --help` should not
-    import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -40,7 +32,7 @@ ROW_GROUP = 256
 ROW_GROUP_BYTES = 64 * 2**20
 """Larger rows get smaller groups: the Hub's viewer refuses row groups above about 286 MiB."""
 
-SORTED_AT_ONCE = 16_384  # records that a sorter packs into columns together
+SORTED_KIB = 16_384  # of a sorter that are in memory, the rest on disk
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -139,32 +131,41 @@ def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
     writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
 
 
-class Sorter(Generic[R]):
-    """Flat records in the order of their fields; held as columns, some tens of bytes for each."""
+class Sorter(Iterable[R]):
+    """Flat records in the order of their fields; those past some megabytes lie in a private file.
+
+    The file is in the system's folder for temporary files, and ends with the process. Raises
+    DtoError if that is full.
+    """
 
     def __init__(self, record: type[R]) -> None:
         self._record = record
-        self._columns = get_type_hints(record)
-        self._frames: list[pl.DataFrame] = []
-        self._block: list[tuple[Any, ...]] = []
+        names = [f"_{name}" for name in get_type_hints(record)]
+        self._insert = f"INSERT INTO records VALUES ({', '.join('?' * len(names))})"
+        self._select = f"SELECT * FROM records ORDER BY {', '.join(names)}"
+        self._records = sqlite3.connect("", check_same_thread=False)
+        self._execute(f"PRAGMA cache_size = {-SORTED_KIB}")
+        self._execute(f"CREATE TABLE records ({', '.join(names)})")
 
     def add(self, *values: Any) -> None:
         """Add a record by the values of its fields."""
-        self._block.append(values)
-        if len(self._block) == SORTED_AT_ONCE:
-            self._pack()
+        self._execute(self._insert, values)
 
     def __iter__(self) -> Iterator[R]:
-        import polars as pl
+        for row in self._execute(self._select):  # it holds nan as None
+            yield self._record(*(nan if value is None else value for value in row))
 
-        self._pack()
-        yield from starmap(self._record, pl.concat(self._frames).sort(*self._columns).iter_rows())
+    def __del__(self) -> None:
+        self._records.close()
 
-    def _pack(self) -> None:
-        import polars as pl
-
-        self._frames.append(pl.DataFrame(self._block, self._columns, orient="row"))
-        self._block.clear()
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._records.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise DtoError(
+                f"rows cannot be sorted in the folder for temporary files: {error}; finished rows "
+                "are kept: free some space there or set TMPDIR to another folder, and run again"
+            ) from None
 
 
 def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:

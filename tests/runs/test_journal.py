@@ -142,11 +142,11 @@ attempts = st.tuples(st.sampled_from("abcä𝔸"), st.integers(0, 3), st.boolean
 
 @given(st.lists(st.lists(attempts, max_size=6), max_size=4), st.integers(1, 5))
 def test_the_last_attempt_counts_however_entries_are_written(
-    batches: list[list[tuple[str, int, bool]]], at_once: int
+    batches: list[list[tuple[str, int, bool]]], kib: int
 ) -> None:
     """Groups that are done are not tried again; `requests` agrees with a journal that is reread."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "SORTED_AT_ONCE", at_once)
+        patch.setattr(tables, "SORTED_KIB", kib)
         path = Path(folder) / "journal"
         written, last = journal(path), dict[str, Usage]()
         for batch in batches:
