@@ -324,7 +324,7 @@ async def test_a_cluster_without_room_for_a_dead_actor_is_told_at_once(
     run: RunReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def restarting() -> str:
-        raise ActorUnavailableError("the actor is restarting", b"1")
+        raise ActorUnavailableError("the actor is restarting", b"1" * 16)
 
     monkeypatch.setattr("dto.cluster.places.nodes", list)
     fleet, actor = Fleet(HERE, run, False, ()), SimpleNamespace(place=SimpleNamespace())
