@@ -16,14 +16,15 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from dto.cluster import Fleet, Ray, places
+from dto.cluster import Fleet, Ray
 from dto.cluster.fleet import MAX_DEATHS
 from dto.cluster.places import late
+from dto.cluster.seats import Seat
 from dto.errors import DtoError, EngineError
 from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
@@ -35,6 +36,7 @@ from tests.conftest import ROOT, SMALL
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
+ActorUnavailableError = pytest.importorskip("ray.exceptions").ActorUnavailableError
 
 
 @pytest.mark.parametrize(
@@ -319,15 +321,18 @@ async def test_an_engine_that_does_not_open_is_no_bad_row(
     assert not (run.path / "spread" / "rows.parquet").exists()
 
 
-@pytest.mark.slow
 async def test_a_cluster_without_room_for_a_dead_actor_is_told_at_once(
     run: RunReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = places.nodes
-    monkeypatch.setattr("dto.cluster.places.nodes", lambda: [] if caplog.records else real())
-    caplog.set_level(logging.INFO)  # its first line is that all actors have begun
-    with pytest.raises(DtoError, match=r"all actors have died, .* asks for 1 CPU, and there is no"):
-        await whole(run, stage(dies_always), "spread")
+    async def restarting() -> str:
+        raise ActorUnavailableError("the actor is restarting", b"1" * 16)
+
+    monkeypatch.setattr("dto.cluster.places.nodes", list)
+    fleet, actor = Fleet(HERE, run, False, ()), SimpleNamespace(place=SimpleNamespace())
+    actor.place.remote = restarting
+    seat = Seat(cast(Any, actor), alive=False)
+    with pytest.raises(DtoError, match=r"^it asks for 1 CPU, and there is no node"):
+        await fleet._back(seat)
     assert "a dead actor waits for a node with 1 CPU" in caplog.text
 
 
