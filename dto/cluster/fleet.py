@@ -18,7 +18,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, cast
@@ -384,15 +384,7 @@ class Fleet:
                 )
             await asyncio.sleep(0.2)
 
-    async def attempt(self, groups: Sequence[Group]) -> AsyncIterator[Entry]:
-        """Process groups, and yield their entries as they are finished (`attempt_one`)."""
-        if len(groups) == 1:
-            yield await self.attempt_one(groups[0])
-            return
-        for done in asyncio.as_completed([self.attempt_one(group) for group in groups]):
-            yield await done
-
-    async def attempt_one(self, group: Group) -> Entry:
+    async def attempt(self, group: Group) -> Entry:
         """Process a group on the least busy actor, and elsewhere if it dies.
 
         A group whose actors died `MAX_DEATHS` times is dropped with reason `error`. The last of

@@ -17,7 +17,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -175,8 +175,7 @@ class Stage:
 BESIDE = ("dropped.jsonl", "timings.parquet", "usage.parquet")
 """Files of a stage beside its table, whose hashes the manifest has too."""
 READ_AHEAD = 32
-"""Groups read at a time by the reader thread, since switching threads costs more than a row; also
-the most that are processed elsewhere in one call."""
+"""Groups read at a time by the reader thread, since switching threads costs more than a row."""
 MAX_CONSECUTIVE_FAILURES = 20
 """Abort after so many consecutive groups whose requests all failed, or first groups in error."""
 MAX_FAILED_REQUESTS = 0.05
@@ -214,18 +213,16 @@ class Runner:
         *,
         window: int,
         total: int | None = None,
-        elsewhere: Callable[[Sequence[Group]], AsyncIterator[Entry]] | None = None,
-        block: Callable[[], int] = lambda: 1,
+        elsewhere: Callable[[Group], Awaitable[Entry]] | None = None,
         status: Callable[[], str] = str,
     ) -> None:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
 
-        `elsewhere` replaces `work`: it does in another process what `attempt` does here, for as
-        many groups at once as `block` says; `status` is shown beside the progress. An exception in
-        one group drops it with reason `error`. A DtoError of `work` is raised: the configuration is
-        wrong, not a row. Also raises DtoError if the disk is full, if the first groups all end in
-        errors, and if many consecutive groups get no answer from the engine. Failed groups are
-        computed again on resume.
+        `elsewhere` replaces `work`: it does in another process what `attempt` does here; `status`
+        is shown beside the progress. An exception in one group drops it with reason `error`. A
+        DtoError of `work` is raised: the configuration is wrong, not a row. Also raises DtoError if
+        the disk is full, if the first groups all end in errors, and if many consecutive groups get
+        no answer from the engine. Failed groups are computed again on resume.
         """
         from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
 
@@ -241,10 +238,6 @@ class Runner:
 
             def read_block() -> list[Group]:
                 return list(islice(groups, READ_AHEAD))
-
-            async def here(some: Sequence[Group]) -> AsyncIterator[Entry]:
-                for group in some:
-                    yield await attempt(group, work)
 
             async def keep(entry: Entry) -> None:
                 """Write an entry, together with all others that became ready meanwhile."""
@@ -262,28 +255,20 @@ class Runner:
                     bar.set_postfix_str(f"{rate:,.0f} tokens/s {status()}".strip(), refresh=False)
                     bar.update(len(entries))
 
-            async def process(some: Sequence[Group]) -> None:
-                left = len(some)
+            async def process(group: Group) -> None:
                 try:
-                    async for entry in (elsewhere or here)(some):
-                        await keep(entry)
-                        left -= 1
-                        slots.release()
+                    await keep(await (elsewhere(group) if elsewhere else attempt(group, work)))
                 finally:
-                    for _ in range(left):
-                        slots.release()
+                    slots.release()
 
             try:
                 async with asyncio.TaskGroup() as tasks:
                     while read := await loop.run_in_executor(reader, read_block):
                         pending = [group for group in read if group.key not in journal.done]
                         bar.update(len(read) - len(pending))
-                        while pending:
-                            some = pending[: min(window, block())]
-                            del pending[: len(some)]
-                            for _ in some:
-                                await slots.acquire()
-                            tasks.create_task(process(some))
+                        for group in pending:
+                            await slots.acquire()
+                            tasks.create_task(process(group))
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
 

@@ -49,7 +49,7 @@ MARK = "DTO_CHAOS"
 ENDING_SECONDS = 60.0
 PIPE_BYTES = 2**20
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own, without a model: after a kill they look for its head for a minute, then end."""
+"""Ray's own, without a model: after a kill they have been seen for up to 81 seconds."""
 
 
 @dataclass(frozen=True)

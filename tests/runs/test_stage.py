@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,65 +100,43 @@ async def test_the_window_bounds_what_is_read_and_what_is_under_way(tmp_path: Pa
     assert ahead <= 16 + 2 * 32
 
 
-class Elsewhere:
-    """Processes blocks of groups, the last of a block first; `fails` ends a block with an error."""
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails = fails
-        self.sizes: list[int] = []
-        self.under_way = self.most = 0
-
-    async def __call__(self, some: Sequence[Group]) -> AsyncIterator[Entry]:
-        self.sizes.append(len(some))
-        self.under_way += len(some)
-        self.most = max(self.most, self.under_way)
-        for group in reversed(some):
-            if group.key == self.fails:
-                raise EngineError("no logprobs")
-            entry = await attempt(group, work)
-            self.under_way -= 1
-            yield entry
-
-
-@pytest.mark.parametrize("block", [1, 3, 50])
-async def test_blocks_of_groups_processed_elsewhere_give_the_same_table(
-    tmp_path: Path, block: int
-) -> None:
+async def test_groups_processed_elsewhere_give_the_same_table(tmp_path: Path) -> None:
     await whole(tmp_path / "a" / "estimate")
-    elsewhere = Elsewhere()
+    under_way, most = 0, 0
+
+    async def elsewhere(group: Group) -> Entry:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (hash(group.key) % 5))
+        under_way -= 1
+        return await attempt(group, work)
+
     with Runner(tmp_path / "b" / "estimate", ExitEstimate, CONFIG) as stage:
-        await stage.feed(groups(40), work, window=8, elsewhere=elsewhere, block=lambda: block)
+        await stage.feed(groups(40), work, window=8, elsewhere=elsewhere)
         await stage.finish()
-    assert max(elsewhere.sizes) == min(block, 8)
-    assert sum(elsewhere.sizes) == 40
-    assert elsewhere.most <= 8  # groups count against the window, not blocks
+    assert most == 8
     for name in ("rows.parquet", "dropped.jsonl", "usage.parquet"):
         first, second = (tmp_path / run / "estimate" / name for run in "ab")
         assert first.read_bytes() == second.read_bytes()
-
-
-async def test_entries_of_a_block_that_fails_later_are_kept(tmp_path: Path) -> None:
-    with (
-        Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage,
-        pytest.raises(EngineError, match="no logprobs"),
-    ):
-        fails = Elsewhere("0002")
-        await stage.feed(groups(8), work, window=8, elsewhere=fails, block=lambda: 8)
-    again: list[str] = []
-
-    async def counted(key: str) -> list[Any]:
-        again.append(key)
-        return await work(key)
-
-    await whole(tmp_path / "estimate", 8, counted)
-    assert again == ["0000", "0001", "0002"]
 
 
 @pytest.mark.parametrize(("good", "stops"), [("0020", True), ("0019", False)])
 async def test_failures_in_a_row_are_counted_in_the_order_of_completion(
     tmp_path: Path, good: str, stops: bool
 ) -> None:
-    """Also if they come in blocks: here the last group of 39 is processed first."""
+    """Here the last group of 39 is the first that is done."""
+    turn = asyncio.Condition()
+    last = 39
+
+    async def backwards(group: Group) -> Entry:
+        nonlocal last
+        async with turn:
+            await turn.wait_for(lambda: int(group.key) == last - 1)
+            entry = await attempt(group, fails)
+            last -= 1
+            turn.notify_all()
+        return entry
 
     async def fails(key: str) -> list[Any]:
         if key == good:
@@ -166,13 +144,8 @@ async def test_failures_in_a_row_are_counted_in_the_order_of_completion(
         charge(Usage(requests=1, failed=1))
         return []
 
-    async def backwards(some: Sequence[Group]) -> AsyncIterator[Entry]:
-        for group in reversed(some):
-            yield await attempt(group, fails)
-
     with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
-        blocks = groups(39)
-        fed = stage.feed(blocks, work, window=39, elsewhere=backwards, block=lambda: 39)
+        fed = stage.feed(groups(39), work, window=39, elsewhere=backwards)
         if stops:
             with pytest.raises(DtoError, match=f"{MAX_CONSECUTIVE_FAILURES} groups in a row"):
                 await fed
