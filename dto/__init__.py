@@ -10,7 +10,7 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
               rollouts protocols errors concurrency tables usage sequential
               languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              llm_judge processes redact
+              llm_judge processes segmenter redact
     pipeline  pipeline cluster resources empty log
     shell     reporting compare calibration forecast takes viewer hub serving api
               commands cli

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import webbrowser
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -14,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dto import __version__
-from dto.commands import Target, read_target
+from dto.commands import Target, read_target, reading
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.serve import serve
@@ -60,6 +62,13 @@ def view(
         bool,
         typer.Option("--all", help="Show all rows of a large run, not the first of each list."),
     ] = False,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Show only rows with outcome=repaired, tokens>4000, …; repeatable, all hold.",
+        ),
+    ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page until Ctrl-C; a reload shows new rows.")
     ] = False,
@@ -78,21 +87,29 @@ def view(
         if not run.is_dir():
             raise DtoError(f"there is no run {run} yet: start it with `dto run {quote(target)}`")
     if serve:
-        _serve(run, out, whole, host, port)
+        _serve(run, out, whole, filter or (), host, port)
         return
     from dto.viewer.page import view as write
 
-    path = write(run, out, whole=whole)
+    with reading(run):
+        path = write(run, out or _filtered(run, filter), whole=whole, filter=filter or ())
     size = path.stat().st_size
     print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):
         print("no browser was found: open the file yourself")
 
 
-def _serve(run: Path, out: Path | None, whole: bool, host: str, port: int) -> None:
+def _filtered(run: Path, filter: list[str] | None) -> Path | None:
+    """The file of a page with a filter: beside the page with all rows, not in its place."""
+    return run / f"view-{re.sub(r'[^0-9a-zA-Z]+', '-', '-'.join(filter))}.html" if filter else None
+
+
+def _serve(
+    run: Path, out: Path | None, whole: bool, filter: Sequence[str], host: str, port: int
+) -> None:
     from dto.viewer.serve import addresses, open_server
 
-    with open_server(run, out, whole=whole, host=host, port=port) as server:
+    with open_server(run, out, whole=whole, filter=filter, host=host, port=port) as server:
         print(*addresses(server, host), "Ctrl-C ends it", sep="\n", flush=True)
         with suppress(KeyboardInterrupt):
             server.serve_forever()

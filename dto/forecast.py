@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dto.cluster import Ray
 from dto.engines.models import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
@@ -176,19 +177,24 @@ def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
 
 
 def forecast_run(
-    recipe: Recipe, path: Path, problems: int, opener: Callable[[Path, Recipe], OpenRun] = open_run
+    recipe: Recipe,
+    path: Path,
+    problems: int,
+    opener: Callable[[Path, Recipe], OpenRun] = open_run,
+    ray: Ray | None = None,
 ) -> Forecast:
     """Run every stage with `problems` problems and forecast the whole run.
 
     The pilot and its `forecast.json` go to the directory PATH-pilot, never to that of the run;
-    `opener` opens it. Raises RecipeError for a recipe that cannot be forecast.
+    `opener` opens it. With `ray` the hours are those of a run on as many actors. Raises RecipeError
+    for a recipe that cannot be forecast.
     """
     small = pilot_recipe(recipe, problems)
     actual = actual_problems(recipe)
     _check_counts(actual)
     run = opener(path.with_name(f"{path.name}-pilot"), small)
     try:
-        run_stages(run, needed(small), may_be_empty=True)
+        run_stages(run, needed(small), ray=ray, may_be_empty=True)
         result = forecast(run, recipe, actual)
     finally:
         run.close()

@@ -17,19 +17,11 @@ from typing import get_args
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.errors import DtoError
-from dto.extension import load
-from dto.recipe import PruneSettings
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.rollouts import kept_ids, roll_out
 
 Judge = Callable[[Problem, Trajectory, Sequence[Segment], Context], Awaitable[list[Verdict]]]
 BUILT_IN = {"counterfactual": "dto.judges:counterfactual", "llm": "dto.llm_judge:llm"}
-
-
-def judge_of(settings: PruneSettings) -> Judge:
-    """The judge that a recipe names."""
-    judge: Judge = load(BUILT_IN.get(settings.judge, settings.judge), settings.judge_settings)
-    return judge
 
 
 def check(verdicts: list[Verdict], segments: Sequence[Segment], judge: str) -> None:

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from dto import baselines
 from dto.cluster import Fleet, Ray
+from dto.cluster.seats import read_notes
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
@@ -166,8 +167,13 @@ def open_run(
     Raises RunConflictError if another process uses the run, or the directory is not a run.
     """
     recipe_file = path / "recipe.yaml"
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not recipe_file.exists())):
-        raise RunConflictError(f"{path} is not a run directory: choose another one with --out")
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    begun = {".lock", ".recipe.yaml.part"}  # all that a kill at the start leaves
+    foreign = recipe_file.name not in names and not names <= begun
+    if foreign or (path.exists() and not path.is_dir()):
+        raise RunConflictError(
+            f"{path} is not a run directory, it has no recipe.yaml: choose another one with --out"
+        )
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", blocking=False)
@@ -263,8 +269,7 @@ def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
 def _work_whole(run: OpenRun, stage: Stage) -> None:
     """Run a stage that works as a whole; its journal holds only its configuration."""
     config = run.config(stage)
-    if run.finished(stage, config):
-        log_stage(run, stage.name, "already finished")
+    if _is_finished(run, stage, config):
         return
     assert stage.whole is not None
     start = time.perf_counter()
@@ -280,6 +285,63 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
         (directory / "journal").unlink()
     run.done(stage.name)
     log_stage(run, stage.name)
+
+
+def _is_finished(run: OpenRun, stage: Stage, config: Mapping[str, Any]) -> bool:
+    """Whether a stage need not be computed. Its files, or those that it reads, are checked."""
+    if check_files(run, stage) and run.finished(stage, config):
+        (run / stage.name / "journal").unlink(missing_ok=True)  # after a kill between the two
+        run.done(stage.name)
+        log_stage(run, stage.name, "already finished")
+        return True
+    for name in stage.reads(run.recipe):
+        check_files(run, stage_of(run.recipe, name))
+    return False
+
+
+def check_files(run: OpenRun, stage: Stage) -> bool:
+    """Whether the files of a finished stage are those that it wrote.
+
+    Raises DtoError for one that is lost or damaged. If computing the stage again costs nothing, the
+    stage is set aside instead, and the result is false.
+    """
+    if not (damage := find_damage(run, stage)):
+        return True
+    if stage.needs != "nothing":
+        raise DtoError(damage)
+    logger.warning("%-9s computed again: %s", stage.name, damage)
+    run.set_aside(stage.name)
+    return False
+
+
+def find_damage(run: RunReader, stage: Stage) -> str:
+    """Name a file of a finished stage that differs from its hash in the manifest, and the way out.
+
+    Empty if there is none. Weights and the files of a training are not compared.
+    """
+    directory, done = run / stage.name, run.manifest(stage.name)
+    wrong = []
+    if stage.whole is not None:
+        return ""
+    if done is not None:
+        check = done.pop("check", None)  # earlier versions wrote neither this nor `files`
+        wrong = [] if check in (None, manifest.digest(done)) else ["manifest.json"]
+        hashes = {"rows.parquet": done["content"]} if done.get("content") else {}
+        hashes |= done.get("files", {})
+        wrong += [name for name in hashes if manifest.of_path(directory / name) != hashes[name]]
+    elif (directory / "usage.parquet").exists() and not (directory / "journal").exists():
+        wrong = ["manifest.json"]  # a pulled stage without its questions has no usage either
+    if not wrong:
+        return ""
+    path = directory / wrong[0]
+    what = "is damaged: its content is not what the stage wrote" if path.exists() else "is missing"
+    again = f"`dto {stage.name} {quote(str(run.path))} --recompute --yes`"
+    if not stage.step:  # it has no command of its own
+        again = f"`rm -r {quote(str(directory))}` and the same command"
+    return (
+        f"{path} {what}; restore it from a copy, or compute the stage again with {again}: later "
+        "stages stay as they are if its table is the same"
+    )
 
 
 async def _compute(
@@ -300,15 +362,17 @@ async def _compute(
                 await resources.judge()
         for stage in stages:
             config = run.config(stage)
-            if run.finished(stage, config):
-                log_stage(run, stage.name, "already finished")
-            else:
+            if not _is_finished(run, stage, config):
                 spread = fleet if stage.needs != "nothing" else None
                 if spread is not None and not spread.size:
                     await opened.enter_async_context(spread)
                 with Runner(run / stage.name, stage.record, config) as runner:
                     await _feed(run, stage, runner, resources, spread)
-                    await runner.finish({"actors": spread.shared()} if spread else {})
+                    actors = spread.shared() if spread else read_notes(run / stage.name)
+                    shares = {"actors": actors, "servers": resources.shared()}
+                    await runner.finish({key: share for key, share in shares.items() if share})
+                    if spread:
+                        spread.close()
                 run.done(stage.name)
                 log_stage(run, stage.name)
                 if stage is imported.STAGE:
@@ -333,12 +397,14 @@ async def _feed(
             await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
             continue
         ctx = await resources.context(stage, model) if stage.needs == "tokenizer" else idle
+        await fleet.open(stage, model, run / stage.name)
         await runner.feed(
             stage.groups(run, ctx),
             partial(_work, stage, ctx),
             window=window * fleet.size,
             total=total,
-            elsewhere=partial(fleet.attempt, stage, model),
+            elsewhere=fleet.attempt,
+            status=fleet.status,
         )
 
 
@@ -372,11 +438,25 @@ def log_stage(run: RunReader, name: str, remark: str = "") -> None:
         parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))
+    for share in [] if remark else done.get("servers", ()):
+        logger.info("%-9s %s", name, share_line(share))
     if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
         first = next((row for row in run.dropped(name) if row.reason == FOREIGN), Dropped("", ""))
         logger.warning(
             "%-9s most responses use other thinking tags: %s", name, first.detail or FOREIGN
         )
+
+
+def share_line(share: Mapping[str, Any]) -> str:
+    """What one of several servers did in a stage, as text."""
+    seconds = share["seconds"]
+    parts = [
+        f"{share['server']}: {share['requests']:,} requests",
+        f"{share['generated']:,} tokens",
+        f"{share['generated'] / seconds if seconds else 0:,.0f} tokens/s",
+    ]
+    parts += [f"{share['lost']:,} requests lost"] if share["lost"] else []
+    return ", ".join(parts)
 
 
 def write_run_manifest(run: RunReader) -> dict[str, object]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
-
-from dto.concurrency import die_with_parent
 
 PATIENCE_SECONDS = 10.0
 VLLM_CHILD = "DTO_VLLM_CHILD"  # set only for processes that our vLLM engine starts
@@ -78,3 +80,36 @@ def _skip_the_last() -> None:
     # Triton reports each of its objects that outlives the interpreter, in sixty lines.
     if "triton" not in sys.modules:
         gc.freeze()
+
+
+PARENT_CHECK_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SYNCHRONIZE = 0x00100000  # winnt.h
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process when its parent ends, even by kill -9.
+
+    On Linux the kernel kills this process when the thread that started it ends. On other systems a
+    thread checks the parent's id twice a second. Pass `parent`, the parent's id, if it is known:
+    then this process also ends at once if the parent ended before this call.
+    """
+    expected = os.getppid() if parent is None else parent
+    try:
+        bound = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+    except (OSError, AttributeError, TypeError):  # Windows has no library of that name
+        bound = False
+    if not bound:
+        threading.Thread(target=_watch, args=(expected,), name="parent-watch", daemon=True).start()
+    elif os.getppid() != expected:
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    if sys.platform == "win32":  # the parent's id stays when it has ended
+        import _winapi
+
+        _winapi.WaitForSingleObject(_winapi.OpenProcess(_SYNCHRONIZE, False, parent), -1)
+    while os.getppid() == parent and sys.platform != "win32":
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)

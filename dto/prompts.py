@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 
 from dto.errors import DtoError
 from dto.protocols import Message
-from dto.tags import DEFAULT_TAGS, ThinkTags
+from dto.tags import DEFAULT_TAGS, ThinkTags, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,14 @@ def render(
 
     Raises DtoError for an unknown name.
     """
+    if not values:
+        return _fixed(name, family, tags)
     return _template(name, family).render(open_tag=tags.open, close_tag=tags.close, **values)
+
+
+@cache
+def _fixed(name: str, family: str, tags: ThinkTags) -> str:
+    return _template(name, family).render(open_tag=tags.open, close_tag=tags.close)
 
 
 @cache
@@ -135,7 +142,7 @@ def render_chat(
         text = _rendered(messages, tokenizer, arguments)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DtoError(_explain(error, messages, tokenizer, model, arguments)) from None
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(encode(tokenizer, text))
 
 
 def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: Arguments) -> None:

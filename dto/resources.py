@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 from dto.context import Context, without_engine
 from dto.engines import open_engine
@@ -18,7 +19,7 @@ from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
-from dto.segmentation.worker import Segmenter
+from dto.segmenter import Segmenter
 from dto.training import train
 
 logger = logging.getLogger("dto")
@@ -41,6 +42,7 @@ class Resources:
         self._segmenter = Segmenter()
         self._judge: Engine | None = None
         self._context: Context | None = None
+        self._shares: list[dict[str, Any]] = []
         self.grader = Grader(allow_code_execution=allow_code_execution)
 
     async def __aenter__(self) -> Resources:
@@ -51,6 +53,16 @@ class Resources:
         self._segmenter.close()
         await self._engine.aclose()
         await self._opened.aclose()
+
+    def shared(self) -> list[dict[str, Any]]:
+        """What each of several servers did since the last call; empty with another engine."""
+        self._collect_shares()
+        shares, self._shares = self._shares, []
+        return shares
+
+    def _collect_shares(self) -> None:
+        engine = None if self._context is None else self._context.engine
+        self._shares += getattr(engine, "shared", list)()
 
     async def context(self, stage: Stage, model: str) -> Context:
         """The context for a stage's work, with the engine of `model` if the stage needs one."""
@@ -78,6 +90,7 @@ class Resources:
         path = None if model in ("base", "teacher") else model  # None: where the recipe says
         if model == "trained":
             path = str(train.trained_model(self._run))
+        self._collect_shares()
         self._context = None
         await self._engine.aclose()
         with untrained_server(recipe, model, path):

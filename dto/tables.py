@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import groupby, islice
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -29,6 +31,8 @@ ROW_GROUP = 256
 """Rows in a row group: 20 MB with responses of 8,192 tokens."""
 ROW_GROUP_BYTES = 64 * 2**20
 """Larger rows get smaller groups: the Hub's viewer refuses row groups above about 286 MiB."""
+
+SORTED_KIB = 16_384  # of a sorter that are in memory, the rest on disk
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -125,6 +129,43 @@ def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
     """Add rows as one row group, or as several if they are large."""
     share = ROW_GROUP_BYTES / max(rows.nbytes, 1)
     writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
+
+
+class Sorter(Iterable[R]):
+    """Flat records in the order of their fields; those past some megabytes lie in a private file.
+
+    The file is in the system's folder for temporary files, and ends with the process. Raises
+    DtoError if that is full.
+    """
+
+    def __init__(self, record: type[R]) -> None:
+        self._record = record
+        names = [f"_{name}" for name in get_type_hints(record)]
+        self._insert = f"INSERT INTO records VALUES ({', '.join('?' * len(names))})"
+        self._select = f"SELECT * FROM records ORDER BY {', '.join(names)}"
+        self._records = sqlite3.connect("", check_same_thread=False)
+        self._execute(f"PRAGMA cache_size = {-SORTED_KIB}")
+        self._execute(f"CREATE TABLE records ({', '.join(names)})")
+
+    def add(self, *values: Any) -> None:
+        """Add a record by the values of its fields."""
+        self._execute(self._insert, values)
+
+    def __iter__(self) -> Iterator[R]:
+        for row in self._execute(self._select):  # it holds nan as None
+            yield self._record(*(nan if value is None else value for value in row))
+
+    def __del__(self) -> None:
+        self._records.close()
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._records.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise DtoError(
+                f"rows cannot be sorted in the folder for temporary files: {error}; finished rows "
+                "are kept: free some space there or set TMPDIR to another folder, and run again"
+            ) from None
 
 
 def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dto.recipe import ModelSettings
 
 Tag = str | tuple[int, ...]
+LONG_TEXT = 400  # characters from which on the function without offsets is the faster one
 
 KNOWN_TAGS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # R1, Qwen3, QwQ, MiniMax
@@ -53,7 +54,7 @@ class ThinkTags:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
         """Encode a text with each tag as the model's own tokens, without adding special tokens."""
-        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        ids = tuple(encode(tokenizer, text))
         tags = {self.open: self.open_ids, self.close: self.close_ids}
         tags = {tag: tokens for tag, tokens in tags.items() if tokens and tag in text}
         if all(_count(ids, tokens) == text.count(tag) for tag, tokens in tags.items()):
@@ -61,7 +62,7 @@ class ThinkTags:
         pieces: list[int] = []
         for part in re.split(f"({'|'.join(map(re.escape, tags))})", text):
             if part:
-                pieces += tags.get(part) or tokenizer.encode(part, add_special_tokens=False)
+                pieces += tags.get(part) or encode(tokenizer, part)
         return tuple(pieces)
 
     def unfinished(self, ids: Sequence[int]) -> int:
@@ -104,6 +105,16 @@ def foreign_detail(tags: ThinkTags, foreign: tuple[str, str]) -> str:
         f"{tags.open} and {tags.close}: set model.think to {as_yaml(foreign)} if these are "
         "the model's own tags; otherwise rewrite the responses"
     )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode a text, without adding special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding or tokenizer.split_special_tokens:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    if len(text) < LONG_TEXT:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+    return list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def think_tags(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> ThinkTags:
@@ -154,7 +165,7 @@ def own_ids(tokenizer: PreTrainedTokenizerBase, tag: str) -> tuple[int, ...]:
     single = tokenizer.convert_tokens_to_ids(tag)
     if isinstance(single, int) and tokenizer.convert_ids_to_tokens(single) == tag:
         return (single,)
-    ids = tuple(tokenizer.encode(tag, add_special_tokens=False))
+    ids = tuple(encode(tokenizer, tag))
     added = tokenizer.added_tokens_decoder
     return ids if ids and ids[0] in added and ids[-1] in added else ()
 

@@ -24,6 +24,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers.decoders import DecodeStream
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSIDE_CHARACTER = -1
+_BROKEN = "\ufffd"
 MAX_TEXT = 200_000  # characters searched for an answer; bounds the time
 BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 """LaTeX braces. An escaped brace matches with its backslash, a box with its opening brace."""
@@ -170,6 +172,9 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
             "convert it to a tokenizer.json first"
         )
     text = decode(tokenizer, ids)
+    pieces = [_piece(backend, token) for token in ids]
+    if "".join(pieces) == text and _BROKEN not in text:  # most texts: each token is text by itself
+        return [*accumulate(map(len, pieces[:-1])), *[len(text)] * bool(pieces)]
     stream = DecodeStream(skip_special_tokens=False)
     ends: list[int] = []
     offset = 0
@@ -217,8 +222,16 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return dict(tokenizer.added_tokens_encoder)
 
 
+@lru_cache(maxsize=2**18)
+def _piece(backend: Tokenizer, token: int) -> str:
+    """The text of a token by itself."""
+    return str(backend.decode([token], skip_special_tokens=False))
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Decode ids, keeping special tokens and white space."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        return str(backend.decode(list(ids), skip_special_tokens=False))
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
@@ -285,7 +298,6 @@ def closing_brace(text: str, opening: int) -> int | None:
 
 WINDOWS = (16, 8, 4, 2, 1)
 """Tokens before the border to encode again; the first number that survives a round trip is used."""
-_BROKEN = "\ufffd"
 
 
 class Joined(NamedTuple):

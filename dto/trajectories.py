@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from dto.concurrency import aside
 from dto.prompts import render, render_chat
 from dto.protocols import Completion, Graded, Grader, Message
 from dto.records import Dropped, Problem, Span, Trajectory
@@ -145,11 +145,8 @@ async def read_whole(
     if response.finish_reason == "failed":
         nothing = Reading("", Span(0, 0), Span(0, 0), Span(0, 0), False)
         return nothing, Graded("failed", "", response.error or "the engine gave no reason")
-    # A long response takes milliseconds to align: not on the event loop.
-    ended = response.finish_reason == "stop"
-    reading = await asyncio.to_thread(
-        read_response, tokenizer, prompt, response.token_ids, tags, ended=ended
-    )
+    ended, ids = response.finish_reason == "stop", response.token_ids
+    reading = await aside(len(ids), read_response, tokenizer, prompt, ids, tags, ended=ended)
     if reading.foreign is not None:
         reason = f"{FOREIGN}: {foreign_detail(tags, reading.foreign)}"
         return reading, Graded("failed", "", reason)

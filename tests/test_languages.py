@@ -17,7 +17,8 @@ from dto.languages import DEFAULT, Languages, load_language
 from dto.pipeline import STAGES
 from dto.recipe import make_recipe
 from dto.runs.run import settings_read
-from dto.segmentation.worker import Segmenter, segment_text
+from dto.segmentation.worker import segment_text
+from dto.segmenter import Segmenter
 from dto.settings import MonitorSettings
 from tests.vocabularies import QWEN3, tokenizer
 

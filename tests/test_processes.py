@@ -15,7 +15,7 @@ from dto.processes import end_children, run_child
 
 WITHOUT_PRCTL = "import ctypes, types; ctypes.CDLL = lambda name: types.SimpleNamespace(); "
 """As on macOS: the C library has no such function."""
-BOUND = "from dto.concurrency import die_with_parent; die_with_parent({}); "
+BOUND = "from dto.processes import die_with_parent; die_with_parent({}); "
 WAIT = "print('ready', flush=True); import time; time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 

@@ -174,7 +174,8 @@ def test_what_lowers_memory_lowers_it(step: Step) -> None:
 
 @given(st.lists(st.integers(2, 4000), min_size=1, max_size=5), st.booleans())
 def test_flops_of_a_training_are_those_that_it_reports(lengths: list[int], again: bool) -> None:
-    from dto.usage import forward_flops, training_flops
+    from dto.training.flops import training_flops
+    from dto.usage import forward_flops
 
     total = training_flops(SHAPE.flops, lengths, checkpointing=again)[1]
     ours = (3 + again) * sum(forward_flops(SHAPE.flops, 0, length) for length in lengths)

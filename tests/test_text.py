@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerFast
 
 from dto.errors import DtoError
 from dto.recipe import resolve
-from dto.text import char_ends, decode_response, split_thinking, tokens_within
+from dto.tags import encode
+from dto.text import char_ends, decode, decode_response, split_thinking, tokens_within
 from tests.byte_level import byte_level
+from tests.vocabularies import NAMES
+from tests.vocabularies import tokenizer as real
 
 SPLITS = [
     # text, opened, thinking, conclusion, closed
@@ -75,6 +82,54 @@ def test_ends_of_ids_that_are_no_text(ids: list[int]) -> None:
     for count, end in enumerate(ends, start=1):
         if end >= 0:
             assert tokenizer.decode(ids[:count]) == text[:end]
+
+
+def by_the_stream(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Where tokens end, as the stream of the library `tokenizers` says, one token at a time."""
+    stream, ends, offset = DecodeStream(skip_special_tokens=False), [], 0
+    text = decode(tokenizer, ids)
+    for token in ids:
+        piece = stream.step(tokenizer.backend_tokenizer, token)
+        if piece is not None and not text.startswith(piece, offset):
+            break
+        offset += len(piece or "")
+        ends.append(-1 if piece is None else offset)
+    ends += [-1] * (len(ids) - len(ends))
+    return [*ends[:-1], len(text)] if ends else []
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens have other texts by themselves than in a sentence."""
+    words = {"<unk>": 0, **{f"▁{word}": 1 + i for i, word in enumerate(["so", "it", "is", "five"])}}
+    words |= {letter: len(words) + i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz▁.")}
+    model = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    model.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+
+
+TOKENIZERS = [byte_level, metaspace, *(partial(real, name) for name in NAMES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", TOKENIZERS, ids=["bytes", "metaspace", *NAMES])
+@settings(max_examples=60)
+@given(text=texts, noise=st.lists(st.integers(0, 30), max_size=20))
+def test_short_cuts_give_what_the_libraries_give(make: Any, text: str, noise: list[int]) -> None:
+    tokenizer = make()
+    long = text * 30  # beyond the length at which another function encodes
+    for each in (text, long):
+        assert encode(tokenizer, each) == tokenizer.encode(each, add_special_tokens=False)
+    for ids in (encode(tokenizer, text), noise, [*noise, *encode(tokenizer, text)]):
+        said = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        assert decode(tokenizer, ids) == said
+        assert char_ends(tokenizer, ids) == by_the_stream(tokenizer, ids)
+
+
+def test_a_tokenizer_that_cuts_encodes_as_before() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.enable_truncation(3)  # as training left it
+    assert encode(tokenizer, "abcdef") == tokenizer.encode("abcdef", add_special_tokens=False)
 
 
 def test_bytes_of_a_character_are_no_border() -> None:

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from dto.engines.models import active_parameters, parameters_of, shape_of_config, shape_of_model
-from dto.usage import ModelShape, attention_flops, forward_flops, training_flops
+from dto.training.flops import training_flops
+from dto.usage import ModelShape, attention_flops, forward_flops
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip

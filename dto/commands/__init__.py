@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,18 @@ import yaml
 
 from dto.api import find_recipe
 from dto.cluster import Ray
-from dto.errors import RecipeError, RunConflictError
+from dto.errors import DtoError, RecipeError, RunConflictError
 from dto.extension import nearest
+from dto.pipeline import STAGES, find_damage
 from dto.recipe import Loader, Recipe
+from dto.runs.reader import RunReader
 from dto.runs.run import Consent, OpenRun, Stale, refuse
 from dto.settings import Column
+
+logger = logging.getLogger("dto")
+
+COMPARED_BYTES = 2**31
+"""Tables that a reader compares with their hashes, which takes a few seconds."""
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -91,6 +99,32 @@ def consent(wanted: bool, yes: bool) -> Consent:
             raise RunConflictError(f"{path}: nothing was changed")
 
     return ask
+
+
+@contextmanager
+def reading(path: Path, *, refuse: bool = False) -> Iterator[None]:
+    """Warn of damaged files of a run that is read; if reading fails, they are the error.
+
+    With `refuse` they are an error in any case. Without it, a run above `COMPARED_BYTES` is
+    compared with its hashes only if reading fails.
+    """
+
+    def damages() -> list[str]:
+        run = RunReader(path)
+        return [text for stage in STAGES.values() if (text := find_damage(run, stage))]
+
+    small = sum(table.stat().st_size for table in path.glob("*/*.parquet")) <= COMPARED_BYTES
+    damaged = damages() if small or refuse else []
+    if refuse and damaged:
+        raise DtoError(damaged[0])
+    for text in damaged:
+        logger.warning(text)
+    try:
+        yield
+    except Exception as error:
+        if not (damaged := damages()):
+            raise
+        raise DtoError(f"{damaged[0]} ({type(error).__name__}: {error})") from error
 
 
 @contextmanager

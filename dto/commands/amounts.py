@@ -19,8 +19,9 @@ from dto.errors import DtoError
 from dto.recipe import ModelSettings, Recipe
 from dto.runs.reader import RunReader
 from dto.takes import PROMPT, Shape, shape_of
+from dto.training.flops import training_flops
 from dto.training.train import has_reference
-from dto.usage import forward_flops, training_flops
+from dto.usage import forward_flops
 
 RESPONSE, SHORT = 0.5, 0.25
 """Assumed share of `max_tokens` that a response takes, and a rollout or a conclusion."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dto.commands import Changes, Columns, Out, RunPath, held
+from dto.commands import Changes, Columns, Out, RunPath, held, reading
 from dto.commands.run import import_rows
 from dto.errors import DtoError
 from dto.pipeline import open_run
@@ -54,7 +54,8 @@ def publish(
         raise DtoError(f"{target} is not a run directory: it has no recipe.yaml")
     recipe, _ = read_recipe(target / "recipe.yaml")
     # Nothing is computed, so nothing that a change would compute again stands in the way.
-    with held(open_run(target, recipe, recompute=agree), "publish") as run:
+    run = open_run(target, recipe, recompute=agree)
+    with held(run, "publish"), reading(target, refuse=True):
         done = publish_run(
             run,
             name,

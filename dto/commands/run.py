@@ -28,6 +28,7 @@ from dto.commands import (
     parse_changes,
     parse_columns,
     read_target,
+    reading,
 )
 from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
@@ -75,10 +76,8 @@ def run(
 
         check_training(recipe, out or place, anew=overwrite)
     where = on_ray(ray)
-    if where and (recipe.compare.methods or pilot is not None):
-        raise DtoError(
-            "--ray spreads the stages of one run, not a comparison or --pilot: leave it out"
-        )
+    if where and recipe.compare.methods:
+        raise DtoError("--ray spreads the stages of one run, not a comparison: leave it out")
     ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,
@@ -89,7 +88,7 @@ def run(
     if pilot is not None:
         from dto.forecast import forecast_run
 
-        print(forecast_run(recipe, out or place, pilot, begin))
+        print(forecast_run(recipe, out or place, pilot, begin, where))
         return
     with held(begin(out or place, recipe)) as opened:
         if recipe.compare.methods:
@@ -122,7 +121,8 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     place = out or Path(target)
     if out is None and not (place / "recipe.yaml").is_file():
         _, place = read_target(target, changes)
-    _report(place)
+    with reading(place):
+        _report(place)
 
 
 def _compute(

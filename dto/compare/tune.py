@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from dto.compare.compare import Change, at_point, charged_tokens, grid
-from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
-from dto.processes import collect_rarely
+from dto.processes import collect_rarely, die_with_parent
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import OpenRun, agree, settings_of

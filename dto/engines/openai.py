@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from dto.engines.affinity import Prefixes, blocks_of
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
 from dto.engines.openai_probe import find_out, known_here
 from dto.engines.openai_wire import (
@@ -26,7 +27,7 @@ from dto.engines.openai_wire import (
     read_event,
     request_body,
 )
-from dto.engines.server import SEEDS_ON_CPU, STOPS
+from dto.engines.server import SEEDS_ON_CPU, SESSION_HEADERS, STOPS
 from dto.engines.shared import (
     Cost,
     check,
@@ -83,7 +84,8 @@ class OpenAIEngine:
             )
         self.model = name
         self._settings = settings
-        self._transport = Transport(settings)
+        self.transport = Transport(settings)
+        self._sessions = Prefixes()
         self.tokenizer, self.shape, context = known_here(settings, name)
         self.context = settings.context or context or UNKNOWN_CONTEXT
         self.capabilities = Capabilities(token_prompts=False, logprobs=None)
@@ -99,29 +101,34 @@ class OpenAIEngine:
         """
         if self._serving:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
-        self._transport.open()
+        self.transport.open()
         try:
-            server = await find_out(self._transport, self._settings, self.model, self.tokenizer)
+            await self.probe()
+        except BaseException:
+            await self.transport.close()
+            raise
+        return self
+
+    async def probe(self) -> None:
+        """Find out what the server can do, and serve. Raises EngineError as entering does."""
+        try:
+            server = await find_out(self.transport, self._settings, self.model, self.tokenizer)
             wanted = self._settings.context
             if server.context and wanted and wanted > server.context:
                 raise EngineError(
-                    f"model.context is {wanted:,}, but {self._transport.server} takes at most "
+                    f"model.context is {wanted:,}, but {self.transport.server} takes at most "
                     f"{server.context:,}: lower it"
                 )
-        except BaseException as error:
-            await self._transport.close()
-            if isinstance(error, EngineError):
-                raise EngineError(self._transport.clean(str(error))) from None
-            raise
+        except EngineError as error:
+            raise EngineError(self.transport.clean(str(error))) from None
         self.context = wanted or server.context or self.context
         self.capabilities = server.capabilities
         self._server, self._serving = server, True
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Close all connections; pending requests come back as failed."""
         self._serving = False
-        await self._transport.close()
+        await self.transport.close()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times, in one request if the server gives each sample its own seed.
@@ -166,14 +173,6 @@ class OpenAIEngine:
             await asyncio.gather(request, return_exceptions=True)
             cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
-    async def answers(self) -> bool:
-        """Whether the server is up. One that refuses the question is."""
-        try:
-            await self._transport.models()
-        except RequestError as error:
-            return error.status is not None and error.status < 500
-        return True
-
     def branched(self) -> NoReturn:
         """Raise EngineError: a server does not support it."""
         raise unbranched(self.model)
@@ -187,7 +186,7 @@ class OpenAIEngine:
         server = self._served()
         if not self.capabilities.score:
             raise EngineError(
-                f"score: {self._transport.server} returns no logprobs of prompts: use a vLLM server"
+                f"score: {self.transport.server} returns no logprobs of prompts: use a vLLM server"
             )
         check_score(prompt, continuation, self.context, spare=1)
         if not continuation:
@@ -197,7 +196,8 @@ class OpenAIEngine:
         cost = Cost(len(ids))
         try:
             body = request_body(server, ids, sampling) | {"prompt_logprobs": 0}
-            choice = choice_of(await self._transport.post(server.path, body, cost))
+            headers = self._session(ids)
+            choice = choice_of(await self.transport.post(server.path, body, cost, headers))
             given = choice["prompt_logprobs"][len(prompt) :]
             pairs = zip(given, continuation, strict=True)
             return tuple(float(place[str(token)]["logprob"]) for place, token in pairs)
@@ -206,10 +206,20 @@ class OpenAIEngine:
             raise EngineError(f"score: {self._why(error)}") from None
         except (KeyError, TypeError, ValueError):
             raise EngineError(
-                f"score: {self._transport.server} did not return {len(continuation):,} logprobs"
+                f"score: {self.transport.server} did not return {len(continuation):,} logprobs"
             ) from None
         finally:
             cost.charge(self.shape, most=1, unseen=1)
+
+    def _session(self, sent: _Sent) -> dict[str, str]:
+        """Headers that keep prompts with one beginning on one replica, if a router reads them."""
+        if self._settings.server is None:
+            return {}
+        blocks = blocks_of(sent)
+        session = self._sessions.find(blocks)
+        session = blocks[-1] if session is None else session
+        self._sessions.put(blocks, session)
+        return dict.fromkeys(SESSION_HEADERS, f"dto-{session & (2**64 - 1):016x}")
 
     def _served(self) -> Server:
         if not self._serving:
@@ -218,7 +228,7 @@ class OpenAIEngine:
 
     def _why(self, error: RequestError) -> str:
         """The reason, with the usual cause where a server has ended that answered before."""
-        reason = self._transport.clean(error.reason)
+        reason = self.transport.clean(error.reason)
         ended = error.unreachable or "EngineCore" in reason or "EngineDead" in reason
         if not (ended and self._server.ids):
             return reason
@@ -229,7 +239,7 @@ class OpenAIEngine:
 
         Raises EngineError for options that the server does not support.
         """
-        server, where = self._served(), self._transport.server
+        server, where = self._served(), self.transport.server
         check(sampling, server.capabilities, where)
         if "temperature" in server.refused and sampling.temperature != 1.0:
             raise EngineError(
@@ -259,7 +269,7 @@ class OpenAIEngine:
             self._told = True
             logger.warning(
                 "model     %s takes %d stop strings at a time, so replies are cut here, which "
-                "wastes tokens: start it with %s", self._transport.server, server.stops, STOPS
+                "wastes tokens: start it with %s", self.transport.server, server.stops, STOPS
             )  # fmt: skip
         if server.ids and self.tokenizer is not None and (streaming or cuts):
             reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
@@ -321,11 +331,12 @@ class OpenAIEngine:
                 del ids[0]
             prompt = self.tokenizer.decode(ids, skip_special_tokens=False)
         body = request_body(server, prompt, sampling, n=len(samples), piece=piece)
+        headers = self._session(sent)
         try:
             if piece:
                 take = partial(read_event, samples)
-                await self._transport.stream(server.path, body, cost, take)
+                await self.transport.stream(server.path, body, cost, take, headers)
             else:
-                read_event(samples, await self._transport.post(server.path, body, cost))
+                read_event(samples, await self.transport.post(server.path, body, cost, headers))
         finally:
             cost.generated = max(cost.generated, sum(sample.generated for sample in samples))

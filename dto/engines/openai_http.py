@@ -10,7 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import openai
@@ -28,6 +32,7 @@ This is an allowance, since no server reports it; vLLM stops a few steps after t
 """
 _REASON_CHARS = 600
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _Reply = TypeVar("_Reply")
 
 
@@ -36,7 +41,8 @@ class RequestError(Exception):
 
     `status` is the HTTP status of a refusal. It is None if the server did not refuse; then it may
     have generated tokens that were never read. `broke`: the connection broke during a stream.
-    `unreachable`: there was none.
+    `unreachable`: there was none. `refused`: it could not even be opened. `wait`: seconds after
+    which the server wants to be asked again, 0 if it does not say.
     """
 
     def __init__(
@@ -45,12 +51,26 @@ class RequestError(Exception):
         status: int | None = None,
         broke: bool = False,
         unreachable: bool = False,
+        refused: bool = False,
+        wait: float = 0.0,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.broke = broke
         self.unreachable = unreachable
+        self.refused = refused
+        self.wait = wait
+
+    @property
+    def of_server(self) -> bool:
+        """Whether another server of the same model may answer the request."""
+        return self.status is None or self.status not in (400, 413, 422)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same server may answer later: it is down, starting or overloaded."""
+        return self.status is None or self.status in (408, 429) or self.status >= 500
 
 
 class Transport:
@@ -68,6 +88,8 @@ class Transport:
             )
         self._settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.heard = self._fault_at = 0.0  # when the server last said something, and failed
+        self._fault: RequestError | None = None
         self.open()
 
     def open(self) -> None:
@@ -96,12 +118,34 @@ class Transport:
             try:
                 return await client.get("/models", cast_to=object)
             except openai.APIConnectionError as error:
-                raise self._error(error) from None
+                raise self._noted(error) from None
             except Exception as error:
-                failure = self._error(error)
+                failure = self._noted(error)
         raise failure
 
-    async def post(self, path: str, body: dict[str, Any], cost: Cost | None = None) -> Any:
+    async def answers(self, seconds: float) -> bool:
+        """Whether the server is up, by one request. One that refuses the question is."""
+        client = self._client.with_options(max_retries=0, timeout=seconds)
+        try:
+            await client.get("/models", cast_to=object)
+        except openai.APIStatusError as error:
+            return error.status_code < 500
+        except Exception:
+            return False
+        self.heard = time.monotonic()
+        return True
+
+    def fault_since(self, start: float) -> RequestError | None:
+        """The last failure of the server, not of a request alone, since a monotonic time."""
+        return self._fault if self._fault_at >= start else None
+
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        cost: Cost | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Any:
         """Post a request and return the parsed JSON; cancelling closes the connection.
 
         Raises RequestError.
@@ -109,7 +153,9 @@ class Transport:
         cost = cost or Cost()
 
         async def reply() -> Any:
-            whole: Any = await self._client.post(path, cast_to=object, body=body)
+            whole: Any = await self._client.post(
+                path, cast_to=object, body=body, options={"headers": headers}
+            )
             cost.ended = True
             _count(cost, whole)
             return whole
@@ -117,7 +163,12 @@ class Transport:
         return await self._in_turn(reply, cost)
 
     async def stream(
-        self, path: str, body: dict[str, Any], cost: Cost, take: Callable[[Any], bool]
+        self,
+        path: str,
+        body: dict[str, Any],
+        cost: Cost,
+        take: Callable[[Any], bool],
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         """Pass the events of a streamed reply to `take`, until it returns true or they end.
 
@@ -131,13 +182,19 @@ class Transport:
             for tried in range(retries + 1):
                 client = self._client.with_options(max_retries=retries - tried)
                 events: AsyncStream[object] = await client.post(
-                    path, cast_to=object, body=body, stream=True, stream_cls=AsyncStream[object]
+                    path,
+                    cast_to=object,
+                    body=body,
+                    options={"headers": headers},
+                    stream=True,
+                    stream_cls=AsyncStream[object],
                 )
                 begun = False
                 try:
                     async with events:
                         async for event in events:
                             begun = True
+                            self.heard = time.monotonic()
                             _count(cost, event)
                             if take(event):
                                 return
@@ -167,38 +224,46 @@ class Transport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            return await task
+            reply = await task
+            self.heard = time.monotonic()
+            return reply
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is None or current.cancelling():
                 raise
             raise RequestError("the engine was closed") from None
         except Exception as error:
-            failure = self._error(error)
-            if failure.status is not None:
+            failure = self._noted(error)
+            if failure.status is not None or failure.refused:
                 cost.begun = False  # a refused request computes nothing
             raise failure from None
 
+    def _noted(self, error: Exception) -> RequestError:
+        failure = self._error(error)
+        if failure.of_server:
+            self._fault, self._fault_at = failure, time.monotonic()
+        return failure
+
     def _error(self, error: Exception) -> RequestError:
-        status, unreachable = None, False
+        status, unreachable, refused, wait = None, False, False, 0.0
         if isinstance(error, RequestError):
             return error
         if isinstance(error, openai.APITimeoutError):
             reason = f"no answer from {self.server} in {self._settings.timeout:g} s (model.timeout)"
         elif isinstance(error, openai.APIStatusError):
-            status = error.status_code
+            status, wait = error.status_code, _retry_after(error.response.headers)
             reason = f"{self.server} answered {status}: {_message(error.body) or error.message}"
         elif isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             reason = f"connection to {self.server} failed: {cause or type(cause).__name__}"
-            unreachable = True
+            unreachable, refused = True, type(cause).__name__ == "ConnectError"  # httpx, httpx2
         elif isinstance(error, openai.APIError):
             reason = f"{self.server} broke off: {_message(error.body) or error.message}"
         elif isinstance(error, ValueError):
             reason = f"{self.server} sent invalid JSON: {error}"
         else:
             reason = f"request to {self.server} failed: {type(error).__name__}: {error}"
-        return RequestError(reason, status, unreachable=unreachable)
+        return RequestError(reason, status, False, unreachable, refused, wait)
 
     def clean(self, text: str) -> str:
         """Shorten a text to one line and remove the API key, which the server may have echoed."""
@@ -207,10 +272,14 @@ class Transport:
         return " ".join(text.split())[:_REASON_CHARS]
 
 
+def pause(tried: int) -> float:
+    """Seconds to wait before the next attempt, like the `openai` package."""
+    return min(_FIRST_WAIT * 2.0**tried, _LONGEST_WAIT) * random.uniform(0.75, 1.0)
+
+
 async def backoff(tried: int) -> None:
-    """Wait before the next attempt, like the `openai` package."""
-    wait = min(_FIRST_WAIT * 2.0**tried, _LONGEST_WAIT)
-    await asyncio.sleep(wait * random.uniform(0.75, 1.0))
+    """Wait before the next attempt."""
+    await asyncio.sleep(pause(tried))
 
 
 def _count(cost: Cost, reply: Any) -> None:
@@ -226,6 +295,17 @@ def _count(cost: Cost, reply: Any) -> None:
     )
     cost.prompt, cost.cached = prompt or cost.prompt, cached
     cost.generated = max(cost.generated, generated)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds until the time in a reply's Retry-After, which may be a number or a date; 0: none."""
+    text = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        with suppress(ValueError):
+            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
 
 
 def _broke(error: Exception) -> bool:

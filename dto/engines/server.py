@@ -6,6 +6,10 @@ from shlex import quote
 
 SEEDS_ON_CPU = "--no-enable-chunked-prefill"
 STOPS = "VLLM_MAX_STOP_STRINGS=64"
+SESSION_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")
+"""Name a session to the router of a fleet, so that its requests meet one cache. The first is read
+by vLLM's router (`--policy consistent_hash`) and by Ray Serve's ConsistentHashRouter, the second by
+SGLang's gateway; others ignore them."""
 WAYS_OUT = (" — start the server", " — set model.name to one of these")
 """Beginnings of the ways out for a server that cannot be reached, or serves another model."""
 

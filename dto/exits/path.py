@@ -7,11 +7,11 @@ the response is then another sample of the same distribution, and still reproduc
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from dto.concurrency import aside
 from dto.context import Context
 from dto.exits.monitor import kept_tokens
 from dto.protocols import Chunk, Completion, Sampling
@@ -246,9 +246,7 @@ class ResponsePath:
 
     async def _read(self, ids: Sequence[int], ended: bool) -> Reading:
         prompt, tags = self.prompt_ids, self.tags
-        return await asyncio.to_thread(
-            read_response, self.tokenizer, prompt, ids, tags, ended=ended
-        )
+        return await aside(len(ids), read_response, self.tokenizer, prompt, ids, tags, ended=ended)
 
     async def finished(self) -> ExitedResponse:
         """Let the model continue to its own end."""

@@ -29,8 +29,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from dto.concurrency import die_with_parent
 from dto.errors import DtoError
+from dto.processes import die_with_parent
 from dto.records import RULE_FAILED
 
 _CHILD = (

@@ -1,25 +1,31 @@
 """The append-only journal of a stage in progress: one JSON line for each finished group of rows.
 
-The first line holds the stage's configuration. Only the last line can be incomplete, after a kill
-or a full disk. It is cut off when the journal is opened again, and its group is computed again. So
-`kill -9` loses at most the groups in progress.
+The first line holds the stage's configuration. The last line is incomplete after a kill; it is cut
+off when the journal is opened again. So `kill -9` loses at most the groups in progress. Each line
+ends with its checksum: a line that the disk damaged is left out, and its group is computed again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from math import nan
 from pathlib import Path
-from typing import Any, BinaryIO
+from shlex import quote
+from typing import Any, BinaryIO, NamedTuple
+from zlib import crc32
 
 from dto import tables
-from dto.errors import disk_errors
+from dto.errors import DtoError, disk_errors
 from dto.records import Dropped
 from dto.usage import Account, Usage
+
+logger = logging.getLogger("dto")
 
 SYNC_SECONDS = 5.0
 """Seconds between fsync calls: a power cut can lose this much work, a kill loses none of it."""
@@ -73,7 +79,10 @@ class Journal:
         self.done: set[str] = set()
         self.elapsed = 0.0  # seconds that earlier sessions worked on this stage
         self._opened = time.monotonic()
-        self._requests: dict[Account, dict[str, tuple[int, int]]] = {"policy": {}, "judge": {}}
+        # Requests and failed ones of policy and judge: of all groups that are done together, and of
+        # the last attempt at each of the others.
+        self._counts = [0, 0, 0, 0]
+        self._failed: dict[str, tuple[int, int, int, int]] = {}
         self._adapter = tables.adapter(record)
         self._synced = time.monotonic()
         with disk_errors(path):
@@ -88,58 +97,74 @@ class Journal:
         """Index the complete lines, and return the offset at which they end."""
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
-            for _, after, data in _whole_lines(lines):
-                end = after
+            for start, end, data in _whole_lines(lines):
+                if start == 0 and "head" not in data:
+                    raise DtoError(
+                        f"{self.path} is damaged in its first line, the configuration: compute the "
+                        f"stage again after `rm {quote(str(self.path))}`"
+                    )
+                if not data:
+                    text = "%s: bytes %d to %d are damaged; their group is computed again"
+                    logger.warning(text, self.path, start, end)
                 if "key" in data:
                     self._index(_entry(data, ()))
                     self.elapsed = data["elapsed"]
         return end
 
     def _index(self, entry: Entry) -> None:
-        self._requests["policy"][entry.key] = entry.usage.requests, entry.usage.failed
-        self._requests["judge"][entry.key] = entry.judge.requests, entry.judge.failed
-        if not entry.needs_retry:
+        usage, judge = entry.usage, entry.judge
+        counts = usage.requests, usage.failed, judge.requests, judge.failed
+        if entry.needs_retry:
+            self._failed[entry.key] = counts
+        elif entry.key not in self.done:
             self.done.add(entry.key)
+            self._failed.pop(entry.key, None)
+            self._counts = [
+                before + more for before, more in zip(self._counts, counts, strict=True)
+            ]
 
     def requests(self, account: Account = "policy") -> tuple[int, int]:
         """The number of requests for all groups, and how many of them failed."""
-        counts = self._requests[account].values()
-        return sum(total for total, _ in counts), sum(failed for _, failed in counts)
+        total = map(sum, zip(self._counts, *self._failed.values(), strict=True))
+        requests, failed, judged, unjudged = total
+        return (judged, unjudged) if account == "judge" else (requests, failed)
 
-    def append(self, entry: Entry) -> None:
-        """Write one group. Raises DtoError if the disk fails; the journal then stays valid."""
-        rows = sorted(entry.rows, key=lambda row: str(row.id))
+    def append(self, *entries: Entry) -> None:
+        """Write groups. Raises DtoError if the disk fails; the journal then stays valid."""
         with disk_errors(self.path):
-            self._write(
-                {
-                    "key": entry.key,
-                    "rows": [self._adapter.dump_python(row) for row in rows],
-                    "dropped": [asdict(row) for row in entry.dropped],
-                    "usage": asdict(entry.usage),
-                    "judge": asdict(entry.judge),
-                    "seconds": entry.seconds,
-                    "wasted": entry.wasted,
-                    "given_up": dict(entry.given_up),
-                    "elapsed": self.total_seconds(),
-                }
-            )
-        self._index(entry)
+            self._write(*map(self._line, entries))
+        for entry in entries:
+            self._index(entry)
+
+    def _line(self, entry: Entry) -> dict[str, Any]:
+        rows = sorted(entry.rows, key=lambda row: str(row.id))
+        return {
+            "key": entry.key,
+            "rows": [self._adapter.dump_python(row) for row in rows],
+            "dropped": [asdict(row) for row in entry.dropped],
+            "usage": asdict(entry.usage),
+            "judge": asdict(entry.judge),
+            "seconds": entry.seconds,
+            "wasted": entry.wasted,
+            "given_up": dict(entry.given_up),
+            "elapsed": self.total_seconds(),
+        }
 
     def total_seconds(self) -> float:
         """Wall seconds spent on the stage, including earlier sessions."""
         return self.elapsed + time.monotonic() - self._opened
 
-    def _write(self, data: dict[str, Any]) -> None:
-        line = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    def _write(self, *lines: dict[str, Any]) -> None:
+        data = b"".join(map(_encode, lines))
         os.lseek(self._file, self._end, os.SEEK_SET)
         try:
             written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            while written < len(data):
+                written += os.write(self._file, data[written:])
         except OSError:
             os.ftruncate(self._file, self._end)
             raise
-        self._end += len(line)
+        self._end += len(data)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fsync(self._file)
             self._synced = time.monotonic()
@@ -161,34 +186,56 @@ def read_head(path: Path) -> dict[str, Any] | None:
     return head if isinstance(head, dict) else None
 
 
+class _Place(NamedTuple):
+    """Where an attempt at a group begins in the journal, and what places are sorted by first."""
+
+    order: str
+    key: str
+    start: int
+
+
 def read_entries(
-    path: Path, record: type[Any] | None, order: Callable[[str], Any] = str
+    path: Path, record: type[Any] | None, order: Callable[[str], str] = str
 ) -> Iterator[Entry]:
     """Read the recorded groups in the order of `order(key)`, one in memory at a time.
 
     Writes nothing, so the stage may still be in progress. Without a `record`, rows stay plain JSON.
     """
     build = None if record is None else tables.adapter(record).validate_python
+    places = tables.Sorter(_Place)
     with path.open("rb") as lines:
-        starts = {data["key"]: start for start, _, data in _whole_lines(lines) if "key" in data}
-        for key in sorted(starts, key=order):
-            lines.seek(starts[key])
+        for start, _, data in _whole_lines(lines):
+            if "key" in data:
+                places.add(order(data["key"]), data["key"], start)
+        for _, attempts in groupby(places, key=lambda place: place.key):
+            *_, last = attempts
+            lines.seek(last.start)
             data = json.loads(lines.readline())
             yield _entry(data, [build(row) for row in data["rows"]] if build else data["rows"])
 
 
+def _encode(data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    return b'%s,"crc":"%08x"}\n' % (text, crc32(text))
+
+
 def _whole_lines(lines: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(start, end, content) of each complete line, up to the first incomplete one."""
+    """(start, end, content) of each complete line; the content of a damaged one is empty.
+
+    Lines of earlier versions have no checksum.
+    """
     end = 0
     for line in lines:
-        try:
-            data = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            return
-        if not isinstance(data, dict):
+        if not line.endswith(b"\n"):
             return
         start, end = end, end + len(line)
-        yield start, end, data
+        text, mark, crc = line[:-19], line[-19:-11], line[-11:-3]
+        try:
+            data = json.loads(line)
+            intact = isinstance(data, dict) and (mark != b',"crc":"' or int(crc, 16) == crc32(text))
+        except ValueError:
+            intact = False
+        yield start, end, data if intact else {}
 
 
 def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:

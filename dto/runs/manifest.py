@@ -11,7 +11,8 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -93,11 +94,12 @@ def write(directory: Path, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its parts, as a complete file or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -136,10 +138,8 @@ def _git_state() -> dict[str, Any] | None:
 
 def reset_peak_memory() -> None:
     """Reset the peak on Linux; on other systems it stays the peak of the whole process."""
-    try:
+    with suppress(OSError):
         _CLEAR_PEAK.write_text("5")
-    except OSError:
-        return
 
 
 def peak_memory(process: int | None = None) -> int:

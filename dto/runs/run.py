@@ -57,12 +57,6 @@ def keep_arms(
         journal.close()
 
 
-def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The arms (model and exit) of an evaluation that a new configuration changes or drops."""
-    arms = _arms(now)
-    return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
-
-
 def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     apart = (
         "evaluate.exits", "evaluate.models", "evaluate.tasks", "evaluate.limit", "digest of test",
@@ -265,7 +259,8 @@ class OpenRun(RunReader):
         """The part of an evaluation that is lost; empty if exits or tasks are only added."""
         if "problems" in stale:
             return "follows problems"
-        lost = lost_arms(before, {**now, "digest of train": None} if "train" in stale else now)
+        arms = _arms({**now, "digest of train": None} if "train" in stale else now)
+        lost = [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
         return f"{', '.join(lost)} changed or removed; the rest is kept" if lost else ""
 
@@ -397,10 +392,8 @@ def _spent(run: RunReader, stage: str) -> tuple[int, int, float]:
 def _has_results(stage: Path) -> bool:
     """Whether a stage has more than the head of its journal and pulled files."""
     names = {file.name for file in stage.iterdir()} - _PULLED
-    if names - {"journal"}:
-        return True
-    if not names:
-        return False
+    if names != {"journal"}:
+        return bool(names)
     with (stage / "journal").open("rb") as lines:
         next(lines, b"")  # its head
         return bool(next(lines, b""))

@@ -172,6 +172,8 @@ class Stage:
         return self.needs == "model" if self.asks_model is None else self.asks_model(recipe)
 
 
+BESIDE = ("dropped.jsonl", "timings.parquet", "usage.parquet")
+"""Files of a stage beside its table, whose hashes the manifest has too."""
 READ_AHEAD = 32
 """Groups read at a time by the reader thread, since switching threads costs more than a row."""
 MAX_CONSECUTIVE_FAILURES = 20
@@ -188,16 +190,11 @@ class Runner:
     """
 
     def __init__(self, directory: Path, record: type[Any], config: Mapping[str, Any]) -> None:
-        self.directory = directory
+        self.directory, self.name = directory, directory.name
         self.record = record
         self.config = dict(config)
         self._failed_in_a_row = self._unjudged_in_a_row = 0  # groups; those that asked a judge
         self._failure = ""
-
-    @property
-    def name(self) -> str:
-        """The stage's name."""
-        return self.directory.name
 
     def __enter__(self) -> Runner:
         manifest.reset_peak_memory()
@@ -217,19 +214,22 @@ class Runner:
         window: int,
         total: int | None = None,
         elsewhere: Callable[[Group], Awaitable[Entry]] | None = None,
+        status: Callable[[], str] = str,
     ) -> None:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
 
-        `elsewhere` replaces `work`: it does in another process what `attempt` does here.
-        An exception in one group drops it with reason `error`. A DtoError of `work` is raised: the
-        configuration is wrong, not a row. Also raises DtoError if the disk is full, if the first
-        groups all end in errors, and if many consecutive groups get no answer from the engine.
-        Failed groups are computed again on resume.
+        `elsewhere` replaces `work`: it does in another process what `attempt` does here; `status`
+        is shown beside the progress. An exception in one group drops it with reason `error`. A
+        DtoError of `work` is raised: the configuration is wrong, not a row. Also raises DtoError if
+        the disk is full, if the first groups all end in errors, and if many consecutive groups get
+        no answer from the engine. Failed groups are computed again on resume.
         """
         from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
 
         journal, loop = self._journal, asyncio.get_running_loop()
-        slots = asyncio.Semaphore(window)
+        slots, writing = asyncio.Semaphore(window), asyncio.Lock()
+        ready: list[Entry] = []
+        start, generated = time.perf_counter(), 0
         with (
             ThreadPoolExecutor(1, "dto-reader") as reader,
             ThreadPoolExecutor(1, "dto-journal") as writer,
@@ -239,20 +239,33 @@ class Runner:
             def read_block() -> list[Group]:
                 return list(islice(groups, READ_AHEAD))
 
+            async def keep(entry: Entry) -> None:
+                """Write an entry, together with all others that became ready meanwhile."""
+                nonlocal generated
+                ready.append(entry)
+                async with writing:
+                    entries = ready.copy()
+                    ready.clear()
+                    if entries:
+                        await loop.run_in_executor(writer, journal.append, *entries)
+                    for written in entries:
+                        self._count(written)
+                        generated += written.usage.generated
+                    rate = generated / (time.perf_counter() - start)
+                    bar.set_postfix_str(f"{rate:,.0f} tokens/s {status()}".strip(), refresh=False)
+                    bar.update(len(entries))
+
             async def process(group: Group) -> None:
                 try:
-                    entry = await (elsewhere(group) if elsewhere else attempt(group, work))
-                    await loop.run_in_executor(writer, journal.append, entry)
-                    self._count(entry)
-                    bar.update()
+                    await keep(await (elsewhere(group) if elsewhere else attempt(group, work)))
                 finally:
                     slots.release()
 
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    while block := await loop.run_in_executor(reader, read_block):
-                        pending = [group for group in block if group.key not in journal.done]
-                        bar.update(len(block) - len(pending))
+                    while read := await loop.run_in_executor(reader, read_block):
+                        pending = [group for group in read if group.key not in journal.done]
+                        bar.update(len(read) - len(pending))
                         for group in pending:
                             await slots.acquire()
                             tasks.create_task(process(group))
@@ -298,52 +311,48 @@ class Runner:
         return await asyncio.to_thread(self._write, further or {})
 
     def _write(self, further: Mapping[str, Any]) -> dict[str, Any]:
-        dropped: list[Dropped] = []
-        timings: list[Timing] = []
-        usage: dict[str, Usage] = {}
-        judge = Usage()
-        given_up: Counter[str] = Counter()
+        dropped, timings = tables.Sorter(Dropped), tables.Sorter(Timing)
+        usage = tables.Sorter(GroupUsage)
+        total, judge, groups = Usage(), Usage(), 0
+        reasons, given_up = Counter[str](), Counter[str]()
 
         def rows() -> Iterator[Any]:
+            nonlocal groups
             for entry in read_entries(self._journal.path, self.record):
-                dropped.extend(entry.dropped)
-                timings.extend(
-                    Timing(row_id, seconds, entry.wasted.get(row_id, 0))
-                    for row_id, seconds in entry.seconds.items()
-                )
-                usage[entry.key] = entry.usage
+                for row in entry.dropped:
+                    dropped.add(row.id, row.reason, row.detail)
+                    reasons[row.reason] += 1
+                for row_id, seconds in entry.seconds.items():
+                    timings.add(row_id, seconds, entry.wasted.get(row_id, 0))
+                usage.add(entry.key, *asdict(entry.usage).values())
+                total.add(entry.usage)
                 judge.add(entry.judge)
                 given_up.update(entry.given_up)
+                groups += 1
                 yield from entry.rows
 
         directory = self.directory
         with disk_errors(directory):
             written = tables.write(directory / "rows.parquet", self.record, rows())
-            timings.sort(key=lambda timing: timing.id)
             tables.write(directory / "timings.parquet", Timing, timings)
-            groups = (GroupUsage(key, **asdict(spent)) for key, spent in usage.items())
-            tables.write(directory / "usage.parquet", GroupUsage, groups, key="key")
-            lines = [
-                json.dumps(asdict(row), ensure_ascii=False) + "\n"
-                for row in sorted(dropped, key=lambda row: (row.id, row.reason, row.detail))
-            ]
-            manifest.write_text(directory / "dropped.jsonl", "".join(lines))
-            total = Usage()
-            for spent in usage.values():
-                total.add(spent)
+            tables.write(directory / "usage.parquet", GroupUsage, usage, key="key")
+            lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped)
+            manifest.write_text(directory / "dropped.jsonl", lines)
             content = manifest.finished(
                 self.name,
                 self.config,
                 manifest.of_path(directory / "rows.parquet"),
+                files={name: manifest.of_path(directory / name) for name in BESIDE},
                 rows=written,
-                groups=len(usage),
-                dropped=dict(sorted(Counter(row.reason for row in dropped).items())),
+                groups=groups,
+                dropped=dict(sorted(reasons.items())),
                 given_up=dict(sorted(given_up.items())),
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
                 **further,
             )
+            content["check"] = manifest.digest(content)
             manifest.write(directory, content)
         return content
 

@@ -294,7 +294,7 @@ def by_rules(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
     paragraphs = _paragraph_starts(text)
     accepted: list[Candidate] = []
     start, kind = 0, OPENING
-    liners, seen = True, 0  # whether text[start:seen] is all one-liners
+    liners, seen = True, 0  # whether each line of text[start:seen] is a single sentence
     for candidate in candidates:
         here = candidate.start
         index = bisect_right(paragraphs, here)
@@ -307,7 +307,8 @@ def by_rules(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
                 and _reaches(text, here, paragraph_end, MIN_ROOM)
             )
         elif candidate.strong:
-            liners, seen = liners and _one_liners(text[seen:here]), here
+            lines, seen = text[seen:here].splitlines(), here
+            liners = liners and not any(_SENTENCE_END.search(line.rstrip()[:-1]) for line in lines)
             opens = candidate.kind != kind or not liners
         else:
             opens = _reaches(text, start, here, MIN_OPEN_WEAK) and _reaches(
@@ -332,8 +333,3 @@ def _reaches(text: str, start: int, end: int, size: int) -> bool:
     """Whether the span has at least `size` bytes without the white space at its end."""
     head = text[start : min(end, start + 2 * size)].rstrip()
     return len(head.encode("utf-8", "surrogatepass")) >= size
-
-
-def _one_liners(text: str) -> bool:
-    """Whether each line is a single sentence."""
-    return all(_SENTENCE_END.search(line.rstrip()[:-1]) is None for line in text.splitlines())

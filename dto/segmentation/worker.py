@@ -1,4 +1,4 @@
-"""Segment thinking texts, in this process or in others; importing this does not load torch.
+"""Segment thinking texts; importing this does not load torch.
 
 A text is the thinking of a trajectory, `trajectory.text[slice(*trajectory.thinking)]`, and offsets
 are relative to it. :func:`dto.stages.segment.snap` moves the cuts to token borders.
@@ -6,20 +6,12 @@ are relative to it. :func:`dto.stages.segment.snap` moves the cuts to token bord
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context, parent_process
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dto.concurrency import die_with_parent
-from dto.errors import DtoError
 from dto.languages import DEFAULT, Languages
 from dto.segmentation.patterns import Granularity, TextSegment
 
@@ -71,65 +63,3 @@ def pipeline(granularity: Granularity, languages: Languages = DEFAULT) -> Langua
     nlp.max_length = sys.maxsize  # the limit is for parsers, and this pipeline has none
     nlp.add_pipe("dto_patterns", config={"granularity": granularity, "languages": list(languages)})
     return nlp
-
-
-def start() -> None:
-    """Prepare a new worker process: load the pipeline, and keep torch out of the process.
-
-    spaCy imports torch where it is installed, and rule components never use it.
-    """
-    # Ctrl-C reaches the whole process group, and only the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (parent := parent_process()) is not None:  # a worker does not outlive a killed parent
-        die_with_parent(parent.pid)
-    modules: dict[str, Any] = sys.modules
-    modules.setdefault("torch", None)
-    pipeline("pattern", DEFAULT)
-
-
-class Segmenter:
-    """Segments texts in worker processes, which start with the first text."""
-
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    async def cut(
-        self, text: str, granularity: Granularity, languages: Languages = DEFAULT
-    ) -> list[TextSegment]:
-        """Segment a text as `segment_text` does. Raises DtoError when a process was killed."""
-        self._pool = self._pool or _started()
-        loop = asyncio.get_running_loop()
-        try:
-            cuts = await loop.run_in_executor(
-                self._pool, segment_texts, [text], granularity, languages
-            )
-        except BrokenExecutor:
-            raise DtoError(
-                "a segmentation process was killed, probably because memory ran out: run again; "
-                "finished rows are kept"
-            ) from None
-        return cuts[0]
-
-    def close(self) -> None:
-        """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
-def _started() -> ProcessPoolExecutor:
-    """Start one process per core, at most 8, without Ctrl-C and without the user's script."""
-    count = min(8, os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
-    # Each task finds no idle process, so it spawns one, which inherits what is ignored.
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        for _ in range(count):
-            pool.submit(segment_texts, [], "pattern")
-    finally:
-        sys.modules["__main__"] = script
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-    return pool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from threading import Lock
+from typing import Any
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -21,6 +22,7 @@ from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.sequential import MOST_BOUNDARIES, SequentialTest, clopper_pearson, share
 
 _COMPUTING = Lock()
+_TESTS: dict[tuple[float, ...], SequentialTest] = {}
 
 
 async def estimate(
@@ -40,7 +42,7 @@ async def estimate(
     if trajectory.grade == "failed":
         return Dropped(trajectory.id, "failed", trajectory.reason)
     settings = ctx.recipe.estimate
-    test = await asyncio.to_thread(_test, settings, len(segments))
+    test = await _test(settings, len(segments))
     if not settings.first_pass_only:
         jobs = (_at_boundary(problem, trajectory, segment, ctx, test) for segment in segments)
         return await gather_bounded(jobs)
@@ -52,7 +54,7 @@ async def estimate(
     return estimates
 
 
-def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
+async def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
     """The sequential test for each boundary of a trajectory, computed once for each error.
 
     Computing takes a while. One thread computes at a time, since others mostly need the same test.
@@ -60,10 +62,15 @@ def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
     error = settings.error
     if settings.error_scan is not None:
         error = min(error, share(settings.error_scan, boundaries))
+    key = settings.threshold, settings.margin, settings.error, settings.cap, error
+    if key not in _TESTS:
+        _TESTS[key] = await asyncio.to_thread(_computed, *key)
+    return _TESTS[key]
+
+
+def _computed(*key: Any) -> SequentialTest:
     with _COMPUTING:
-        return SequentialTest(
-            settings.threshold, settings.margin, settings.error, settings.cap, error
-        )
+        return SequentialTest(*key)
 
 
 async def _at_boundary(

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
+from dto.concurrency import aside
 from dto.context import Context
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory
@@ -173,8 +173,9 @@ async def pair(
     ctx: Context,
 ) -> list[PreferencePair | Dropped]:
     """Build the pairs of one problem off the event loop (:func:`preference_pairs`)."""
-    return await asyncio.to_thread(
-        preference_pairs, problem, trajectories, optimized, ctx.tokenizer, ctx.recipe.pair
+    tokens = sum(len(row.token_ids) for row in trajectories)
+    return await aside(
+        tokens, preference_pairs, problem, trajectories, optimized, ctx.tokenizer, ctx.recipe.pair
     )
 
 

@@ -17,7 +17,7 @@ from math import exp, nan
 from dto import judges
 from dto.context import Context
 from dto.errors import DtoError, EngineError
-from dto.extension import is_import_path
+from dto.extension import is_import_path, load
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
     SEED_BITS,
@@ -69,7 +69,9 @@ async def prune(
     if settings.judge == "none":
         return optimized
     whole = [segments[index] for index in optimized.kept]
-    verdicts = await judges.judge_of(settings)(problem, trajectory, whole, ctx)
+    name = judges.BUILT_IN.get(settings.judge, settings.judge)
+    judge: judges.Judge = load(name, settings.judge_settings)
+    verdicts = await judge(problem, trajectory, whole, ctx)
     judges.check(verdicts, whole, settings.judge)
     compared: list[Verdict] = []
     drawn = ctx.seed(trajectory.id, "agreement") < settings.agreement * 2.0**SEED_BITS

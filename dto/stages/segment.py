@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from dto.concurrency import aside
 from dto.context import Context
 from dto.records import Dropped, Segment, Span, Trajectory
 from dto.runs.reader import RunReader
@@ -35,7 +36,7 @@ async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropp
         cuts = await asyncio.to_thread(segment_text, thinking, *settings)
     else:
         cuts = await ctx.cut(thinking, *settings)
-    return await asyncio.to_thread(snap, trajectory, ctx.tokenizer, cuts)
+    return await aside(len(trajectory.token_ids), snap, trajectory, ctx.tokenizer, cuts)
 
 
 def snap(

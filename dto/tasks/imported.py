@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dto.baselines import by_problem
+from dto.concurrency import aside
 from dto.context import Context
 from dto.grading.compare import numeric
 from dto.protocols import Completion
@@ -50,7 +51,8 @@ async def to_trajectory(
     if foreign is not None:
         row_id = Trajectory.make_id(response.problem.id, response.sample)
         return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
-    prompt, ids, ended = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
+    size = len(response.text) // 4  # about four characters make a token
+    prompt, ids, ended = await aside(size, _encode, response, tokenizer, settings, tags)
     completion = Completion(tuple(ids), "", "stop" if ended else "length", ids_from="encoded")
     return await make_trajectory(
         response.problem,

@@ -30,6 +30,7 @@ from dto.training.checkpoints import (
     choose,
 )
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore
+from dto.training.flops import training_flops
 from dto.training.pairs import (
     Material,
     Row,
@@ -53,7 +54,7 @@ from dto.training.trainers import (
     small_tiles,
 )
 from dto.training.weights import keep, load, on_cpu, sharding, with_adapters
-from dto.usage import ModelShape, training_flops
+from dto.usage import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback

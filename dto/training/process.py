@@ -21,9 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dto.concurrency import die_with_parent
 from dto.errors import DtoError
-from dto.processes import collect_rarely
+from dto.processes import collect_rarely, die_with_parent
 from dto.recipe import load_recipe
 from dto.training.devices import check_devices
 from dto.training.train import LOST

@@ -11,7 +11,7 @@ import json
 import logging
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
@@ -28,6 +28,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from dto.errors import DtoError, disk_errors
 from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
 from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason, visible_text
+from dto.viewer.choice import Choice, parse
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
 from dto.viewer.render import node, verdict_label
 from dto.viewer.tree import Element, Node, RunText, source
@@ -184,30 +185,38 @@ PAGE_BYTES = 64 * 2**20
 """A list with more rows or data than this is shown in part: browsers cannot hold all of it."""
 
 
-def view(run: Path | str, out: Path | str | None = None, *, whole: bool = False) -> Path:
+def view(
+    run: Path | str,
+    out: Path | str | None = None,
+    *,
+    whole: bool = False,
+    filter: str | Sequence[str] = (),
+) -> Path:
     """Write the page of a run, by default `RUN/view.html`, and return its path.
 
     `out` is a file, or a folder for `view.html`. Of a list with more than PAGE_ROWS rows or
-    PAGE_BYTES of data the page shows the first problems, unless `whole`, and says so. One chunk of
-    rows is in memory at a time, and the list line of every row shown. A report beside the page
+    PAGE_BYTES of data the page shows the first problems, unless `whole`, and says so. With `filter`
+    it shows the rows that meet all conditions (`dto.viewer.choice.parse`). One chunk of rows is in
+    memory at a time, and the list line of every row shown. A report beside the page
     (`report/report.html`) is linked. Raises DtoError for a directory that is not a run, for a run
-    without rows, and if the file cannot be written.
+    without rows to show, for a wrong filter, and if the file cannot be written.
     """
+    conditions = [*map(parse, [filter] if isinstance(filter, str) else filter)]
     run_tables = RunTables(run)
     path = Path(out) if out is not None else run_tables.path
     path = path / "view.html" if path.is_dir() else path
     try:
         with disk_errors(path):
-            _write(run_tables, path, whole)
+            _write(run_tables, path, whole, Choice(conditions))
     except DtoError:
         if RunTables(run).states == run_tables.states:
             raise
     if RunTables(run).states != run_tables.states:  # a stage has finished meanwhile
-        return view(run, out, whole=whole)
+        return view(run, out, whole=whole, filter=filter)
     return path
 
 
-def _write(run: RunTables, path: Path, whole: bool) -> None:
+def _write(run: RunTables, path: Path, whole: bool, choice: Choice) -> None:
     redaction = Redaction.of(run.recipe, run.path)
     with TemporaryFile() as body:
         lists, count = [], 0
@@ -215,20 +224,23 @@ def _write(run: RunTables, path: Path, whole: bool) -> None:
             lines: list[Line] = []
             chunks, first = [], count
             full = partial(_is_full, whole, lines, body, body.tell())
-            trees = _trees(map(without_error_texts, getattr(run, views)()), line, lines, full)
+            shown = map(without_error_texts, getattr(run, views)())
+            trees = _trees(shown, line, lines, full, choice)
             for rows, packed in _chunks(trees, redaction.text):
                 body.write(f'<script type="text/plain" id="c{count}">{packed}</script>\n'.encode())
                 chunks.append(rows)
                 count += 1
             if lines:
                 cells = zip(*lines, strict=True)
-                part = _part(run, stage, noun, len(lines)) if full() else ""
+                part = _part(run, stage, noun, len(lines), full(), choice)
                 if part:
                     logger.warning("%s: %s", path, part.replace("RUN", quote(str(run.path))))
                 head = {"name": name, "noun": noun, "first": first, "chunks": chunks, "part": part}
                 lists.append(head | dict(zip(Line._fields, cells, strict=True)))
         index = {"stages": list(_stages(run)), "lists": redaction.data(lists)}
         if not index["lists"]:
+            if choice.conditions:
+                raise DtoError(f"{run.path}: {choice.nothing()}")
             raise DtoError(f"{run.path} has no rows to show yet: wait for the running stage")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
@@ -338,17 +350,19 @@ def _trees(
     line: Callable[[Any], Line],
     lines: list[Line],
     full: Callable[[], bool],
+    choice: Choice,
 ) -> Iterator[Node]:
-    """Yield the tree of each view and append its line to `lines`, until the page is full.
+    """Yield the tree of each chosen view and append its line to `lines`, until the page is full.
 
-    All rows of a problem are shown or none.
+    All chosen rows of a problem are shown or none.
     """
     for _, group in groupby(views, key=_problem):
         if full():
             return
         for view in group:
-            lines.append(line(view))
-            yield node(view)
+            if choice.takes(made := line(view)):
+                lines.append(made)
+                yield node(view)
 
 
 def _problem(view: Any) -> str:
@@ -361,9 +375,15 @@ def _is_full(whole: bool, lines: list[Line], body: IO[bytes], begin: int) -> boo
     return not whole and (len(lines) >= PAGE_ROWS or body.tell() - begin >= PAGE_BYTES)
 
 
-def _part(run: RunTables, stage: str, noun: str, shown: int) -> str:
+def _part(run: RunTables, stage: str, noun: str, shown: int, full: bool, choice: Choice) -> str:
     """Say how many rows of a list the page shows, and how they were chosen; empty for all."""
+    if not full and not choice.conditions:
+        return ""
     total = run.total(stage)
+    if choice.conditions:
+        of = f" of {total:,}" if total is not None else ""
+        first = "the first " if full else ""
+        return f"Shows {first}{shown:,}{of} {noun}: those with {choice}"
     if shown == total:
         return ""
     of = f"{shown:,} of {total:,} {noun}" if total is not None else f"the first {shown:,} {noun}"

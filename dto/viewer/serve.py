@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,7 +143,13 @@ class _Server6(_Server):
 
 
 def open_server(
-    run: Path, out: Path | None = None, *, whole: bool = False, host: str = "localhost", port: int
+    run: Path,
+    out: Path | None = None,
+    *,
+    whole: bool = False,
+    filter: Sequence[str] = (),
+    host: str = "localhost",
+    port: int,
 ) -> _Server:
     """Write the page and open a server for it; `serve_forever` runs it.
 
@@ -162,7 +168,7 @@ def open_server(
             "0 for a free port, or another --host"
         ) from None
     try:
-        page = Page(run, partial(view, run, out, whole=whole))
+        page = Page(run, partial(view, run, out, whole=whole, filter=filter))
     except BaseException:
         server.server_close()
         raise

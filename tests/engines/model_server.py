@@ -85,12 +85,13 @@ def serving(model: str, name: str = "", port: int = 0) -> Iterator[ModelServer]:
     async def run() -> None:
         async with TransformersEngine(ModelSettings(name=model), model) as engine:
             server = ModelServer(engine, name or model)
-            listening = await asyncio.start_server(server.connected, "127.0.0.1", port)
-            server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+            server.url = f"http://127.0.0.1:{port}/v1" if port else ""
+            await server.start()
             servers.append(server)
             ready.set()
             await ended.wait()
-            listening.close()
+            assert server.listening is not None
+            server.listening.close()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
     thread.start()

@@ -62,8 +62,26 @@ class Server:
         self.requests: list[Request] = []
         self.under_way = self.peak = 0
         self.url = ""
+        self.listening: asyncio.Server | None = None
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.stands_still = False
+        """Whether it accepts requests and answers none, not even those for its models."""
+
+    async def start(self) -> None:
+        """Listen, at the port of an earlier start if there was one."""
+        port = int(self.url.split(":")[2].split("/")[0]) if self.url else 0
+        self.listening = await asyncio.start_server(self.connected, "127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{self.listening.sockets[0].getsockname()[1]}/v1"
+
+    def die(self) -> None:
+        """End as a killed process does: all connections break, and new ones are refused."""
+        assert self.listening is not None
+        self.listening.close()
+        for writer in tuple(self.writers):
+            writer.transport.abort()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 first, *lines = head.decode().split("\r\n")
@@ -93,9 +111,12 @@ class Server:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self.writers.discard(writer)
             writer.close()
 
     async def reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        if self.stands_still:
+            await asyncio.sleep(3600)
         bad = self.bad.popleft() if self.bad and request.path != "/models" else Bad()
         if bad.body is not None:
             status, body = bad.status, bad.body
@@ -202,9 +223,9 @@ class Server:
 @asynccontextmanager
 async def serve(dialect: Dialect, tokenizer: Any) -> AsyncGenerator[Server]:
     server = Server(dialect, tokenizer)
-    listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    await server.start()
     try:
         yield server
     finally:
-        listening.close()
+        if server.listening is not None:
+            server.listening.close()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any
 
-import pytest
+from hypothesis import given
+from hypothesis import settings as checked
+from hypothesis import strategies as st
 
-from dto.engines import open_engine, servers
-from dto.engines.servers import BLOCK, SLACK, ServersEngine
-from dto.errors import EngineError
+from dto.engines import open_engine
+from dto.engines.affinity import BLOCK, Prefixes, blocks_of
+from dto.engines.servers import BOUND, SLACK, SLOWEST, ServersEngine
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, make_recipe
 from dto.redact import NO_SERVER, Redaction, without_servers
-from dto.usage import metered
 from tests.engines.served import Served
 from tests.engines.server import ANSWER, Bad, Server, serve
 
@@ -86,12 +88,12 @@ async def test_a_system_prompt_does_not_keep_questions_together(nano: Served) ->
 
 
 async def test_a_busy_server_lends_its_prefix(nano: Served) -> None:
-    """No more than SLACK requests, and half, are ahead of the other server."""
+    """No more than its share of the requests, and a bit, are at the server of a prefix."""
     async with opened(nano) as (engine, (first, second), _):
         first.pause = second.pause = 0.01
         await asyncio.gather(*(engine.complete(prompt(5), SAMPLING) for _ in range(60)))
         few, many = sorted((len(first.requests), len(second.requests)))
-        assert few >= 10 and many <= 1.5 * few + SLACK + 1
+        assert few + many == 60 and many <= BOUND * 60 / 2 + SLACK + 1
 
 
 async def test_a_faster_server_gets_more(nano: Served) -> None:
@@ -107,45 +109,6 @@ async def test_a_faster_server_gets_more(nano: Served) -> None:
         assert len(fast.requests) > 1.5 * len(slow.requests) > 0
 
 
-async def test_requests_of_a_dead_server_go_on_and_it_comes_back(
-    nano: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(servers, "CHECK_SECONDS", 0.05)
-    async with opened(nano) as (engine, (first, _), stacks):
-        port = int(first.url.split(":")[2].split("/")[0])
-        await stacks[0].aclose()
-        with metered() as usage:
-            asked = (engine.complete(prompt(number), SAMPLING, 2) for number in range(10))
-            replies = await asyncio.gather(*asked)
-            async with aclosing(engine.stream(prompt(3), SAMPLING)) as chunks:
-                text = "".join([chunk.text async for chunk in chunks])
-        assert all(each.text == ANSWER for reply in replies for each in reply) and text == ANSWER
-        assert (usage.requests, usage.failed) == (21, 0)  # as if the server had never been asked
-        assert caplog.text.count("has ended") == 1
-        listening = await asyncio.start_server(first.connected, "127.0.0.1", port)
-        first.requests.clear()
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            if "is back" in caplog.text:
-                break
-        first.requests.clear()
-        await asyncio.gather(*(engine.complete(prompt(n), SAMPLING) for n in range(60, 80)))
-        assert len(first.requests) == 10
-        listening.close()
-
-
-async def test_without_any_server_requests_fail(nano: Served) -> None:
-    async with opened(nano) as (engine, _, stacks):
-        for stack in stacks:
-            await stack.aclose()
-        with metered() as usage:
-            (reply,) = await engine.complete(prompt(1), SAMPLING)
-        assert reply.finish_reason == "failed" and "connection" in reply.error
-        assert (usage.requests, usage.failed) == (1, 1)
-        with pytest.raises(EngineError, match="score"):
-            await engine.score(prompt(1), prompt(2))
-
-
 async def test_a_refusal_is_no_death(nano: Served) -> None:
     async with opened(nano) as (engine, (first, second), _):
         first.bad.append(Bad(400, {"error": {"message": "no such thing"}}))
@@ -155,17 +118,40 @@ async def test_a_refusal_is_no_death(nano: Served) -> None:
         assert len(first.requests) + len([r for r in second.requests if r.path != "/models"]) <= 2
 
 
-async def test_servers_that_cannot_be_used_together(nano: Served) -> None:
-    async with serve("vllm", nano.tokenizer) as good, serve("text", nano.tokenizer) as other:
-        with pytest.raises(EngineError, match=r"start all servers alike"):
-            async with open_engine(settings([good.url, other.url], tokenizer=None)):
-                pass
-        dead = "http://127.0.0.1:9/v1"
-        with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
-            async with open_engine(settings([good.url, dead])):
-                pass
-        with pytest.raises(EngineError, match="twice"):
-            open_engine(settings([good.url, good.url]))
+@cache
+def closed() -> ServersEngine:
+    """An engine that asks nobody."""
+    return ServersEngine(settings([f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]), "nano")
+
+
+LOADS = st.lists(st.tuples(st.integers(0, 99), st.floats(1, 100)), min_size=3, max_size=3)
+
+
+@checked(max_examples=40, deadline=None)
+@given(LOADS, st.sets(st.integers(0, 2)), st.sets(st.integers(0, 2), max_size=2))
+def test_no_server_has_much_more_than_its_share(
+    loads: list[tuple[int, float]], readers: set[int], tried: set[int]
+) -> None:
+    """A prompt stays with a server that knows it up to a bound; else the quickest one gets it."""
+    engine = closed()
+    engine._prefixes = Prefixes()
+    blocks = blocks_of(prompt(1, 2))
+    for place, (busy, speed) in zip(engine._places, loads, strict=True):
+        place.busy, place._tokens, place._seconds = busy, speed, 1.0
+    for index in readers:
+        engine._prefixes.add(blocks, index)
+    chosen = engine.choose(blocks, tried)
+    assert chosen is not None and chosen.index not in tried
+    ready = [place for place in engine._places if place.index not in tried]
+    most = max(speed for _, speed in loads)
+    speeds = {place.index: max(loads[place.index][1], SLOWEST * most) for place in ready}
+    quickest = min((place.busy + 1) / speeds[place.index] for place in ready)
+    total = sum(place.busy for place in ready)
+    bound = BOUND * total * speeds[chosen.index] / sum(speeds.values()) + SLACK
+    stays = chosen.index in readers and chosen.busy <= bound
+    assert stays or (chosen.busy + 1) / speeds[chosen.index] == quickest
+    if any(place.index in readers and place.busy == 0 for place in ready):
+        assert chosen.index in readers
 
 
 def test_addresses_are_not_published() -> None:

@@ -12,9 +12,13 @@ import textwrap
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dto import tables
 from dto.records import Dropped, ExitEstimate
 from dto.runs.journal import Entry, Journal, read_entries, read_head
 from dto.usage import Usage
@@ -108,6 +112,61 @@ def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> Non
         again.append(entry("b"))
         again.close()
         assert [len(each.rows) for each in read_entries(journal(path).path, ExitEstimate)] == [2, 2]
+
+
+@given(st.integers(0, 1_000))
+def test_of_entries_written_together_those_before_the_tear_are_kept(thousandths: int) -> None:
+    """However a batch is torn by a kill: its whole lines count, the others are computed again."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        written = journal(path)
+        written.append(*map(entry, "ab"))
+        kept = path.stat().st_size
+        written.append(*map(entry, "cde"))
+        written.close()
+        content = path.read_bytes()
+        cut = kept + (len(content) - kept) * thousandths // 1_000
+        path.write_bytes(content[:cut])
+        again = journal(path)
+        missing = sorted({*"abcde"} - again.done)
+        assert len(missing) == 3 - content[kept:cut].count(b"\n")
+        again.append(*map(entry, missing))
+        again.close()
+        whole = list(read_entries(path, ExitEstimate))
+        assert [each.key for each in whole] == [*"abcde"]
+        assert [len(each.rows) for each in whole] == [2] * 5
+
+
+attempts = st.tuples(st.sampled_from("abcä𝔸"), st.integers(0, 3), st.booleans())
+
+
+@given(st.lists(st.lists(attempts, max_size=6), max_size=4), st.integers(1, 5))
+def test_the_last_attempt_counts_however_entries_are_written(
+    batches: list[list[tuple[str, int, bool]]], kib: int
+) -> None:
+    """Groups that are done are not tried again; `requests` agrees with a journal that is reread."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "SORTED_KIB", kib)
+        path = Path(folder) / "journal"
+        written, last = journal(path), dict[str, Usage]()
+        for batch in batches:
+            entries = dict[str, Entry]()
+            for key, requests, fails in batch:
+                if key not in written.done and key not in entries:
+                    spent = Usage(requests=requests + fails, failed=int(fails))
+                    entries[key] = Entry(key, usage=spent)
+                    last[key] = spent
+            written.append(*entries.values())
+        counts = written.requests()
+        written.close()
+        again = journal(path)
+        again.close()
+        assert counts == again.requests()
+        assert counts == tuple(
+            sum(getattr(spent, name) for spent in last.values()) for name in ("requests", "failed")
+        )
+        back = [(each.key, each.usage) for each in read_entries(path, ExitEstimate)]
+        assert back == sorted(last.items())
 
 
 def test_a_torn_head_starts_anew(tmp_path: Path) -> None:

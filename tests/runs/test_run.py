@@ -245,7 +245,7 @@ def test_an_imported_run_trains_the_model_that_is_there() -> None:
 
 def test_a_setting_that_came_later_and_is_not_set_changes_nothing() -> None:
     first = problems(recipe())
-    del first["config"]["problems.prompt"]
+    del first["config"]["problems.prompt"], first["check"]
     manifest.write(Path("run/problems"), first)
     assert problems(recipe()) == first
 

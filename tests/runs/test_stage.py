@@ -21,7 +21,8 @@ from dto.errors import DtoError, EngineError
 from dto.grading import Grader
 from dto.records import Dropped, ExitEstimate
 from dto.runs import manifest
-from dto.runs.stage import MAX_CONSECUTIVE_FAILURES, Group, Runner, Timed
+from dto.runs.journal import Entry
+from dto.runs.stage import MAX_CONSECUTIVE_FAILURES, Group, Runner, Timed, attempt
 from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
@@ -97,6 +98,59 @@ async def test_the_window_bounds_what_is_read_and_what_is_under_way(tmp_path: Pa
         await stage.finish()
     assert most == 16
     assert ahead <= 16 + 2 * 32
+
+
+async def test_groups_processed_elsewhere_give_the_same_table(tmp_path: Path) -> None:
+    await whole(tmp_path / "a" / "estimate")
+    under_way, most = 0, 0
+
+    async def elsewhere(group: Group) -> Entry:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (hash(group.key) % 5))
+        under_way -= 1
+        return await attempt(group, work)
+
+    with Runner(tmp_path / "b" / "estimate", ExitEstimate, CONFIG) as stage:
+        await stage.feed(groups(40), work, window=8, elsewhere=elsewhere)
+        await stage.finish()
+    assert most == 8
+    for name in ("rows.parquet", "dropped.jsonl", "usage.parquet"):
+        first, second = (tmp_path / run / "estimate" / name for run in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(("good", "stops"), [("0020", True), ("0019", False)])
+async def test_failures_in_a_row_are_counted_in_the_order_of_completion(
+    tmp_path: Path, good: str, stops: bool
+) -> None:
+    """Here the last group of 39 is the first that is done."""
+    turn = asyncio.Condition()
+    last = 39
+
+    async def backwards(group: Group) -> Entry:
+        nonlocal last
+        async with turn:
+            await turn.wait_for(lambda: int(group.key) == last - 1)
+            entry = await attempt(group, fails)
+            last -= 1
+            turn.notify_all()
+        return entry
+
+    async def fails(key: str) -> list[Any]:
+        if key == good:
+            return await work(key)
+        charge(Usage(requests=1, failed=1))
+        return []
+
+    with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+        fed = stage.feed(groups(39), work, window=39, elsewhere=backwards)
+        if stops:
+            with pytest.raises(DtoError, match=f"{MAX_CONSECUTIVE_FAILURES} groups in a row"):
+                await fed
+        else:
+            await fed
 
 
 async def test_one_bad_group_is_a_row_and_is_tried_again(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from dto import tables
 from dto.errors import DtoError
 from dto.records import (
+    Dropped,
     EvaluationRow,
     ExitEstimate,
     OptimizedTrajectory,
@@ -24,6 +28,7 @@ from dto.records import (
     Span,
     Trajectory,
 )
+from dto.runs.journal import Timing
 
 RECORDS = [
     Problem,
@@ -45,6 +50,56 @@ st.register_type_strategy(int, small)
 def same(left: Any, right: Any) -> bool:
     """Equality where nan equals nan."""
     return repr(left) == repr(right)
+
+
+@given(st.lists(st.builds(Dropped)), st.integers(1, 5))
+def test_a_sorter_gives_records_in_the_order_of_their_fields(rows: list[Dropped], kib: int) -> None:
+    """As Python sorts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "SORTED_KIB", kib)
+        sorter = tables.Sorter(Dropped)
+        for row in rows:
+            sorter.add(row.id, row.reason, row.detail)
+        assert list(sorter) == sorted(rows, key=lambda row: (row.id, row.reason, row.detail))
+
+
+def test_a_sorter_keeps_numbers_as_they_are() -> None:
+    sorter = tables.Sorter(Timing)
+    sorter.add("b", 2.0, 2**40)
+    sorter.add("a", math.nan, 0)
+    assert same(list(sorter), [Timing("a", math.nan, 0), Timing("b", 2.0, 2**40)])
+
+
+def test_a_sorter_holds_some_megabytes_and_the_rest_in_a_file() -> None:
+    """Of 20 MB. A limit on file size stands in for a full disk."""
+    script = textwrap.dedent("""
+        import resource
+        from dto import tables
+        from dto.errors import DtoError
+        from dto.runs.journal import Timing
+        from dto.runs.manifest import peak_memory, reset_peak_memory
+        tables.SORTED_KIB = 1_024
+        def filled():
+            sorter = tables.Sorter(Timing)
+            for number in reversed(range(20_000)):
+                sorter.add(f"{number:05}{'x' * 1_000}", 0.5, number)
+            return sorter
+        reset_peak_memory()
+        before = peak_memory()
+        print(all(row.wasted == number for number, row in enumerate(filled())))
+        print(peak_memory() - before < 10 * 2**20)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+        try:
+            filled()
+        except DtoError as error:
+            print(error)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+    right, bounded, full = done.stdout.splitlines()
+    assert (right, bounded) == ("True", "True")
+    assert full.startswith("rows cannot be sorted in the folder for temporary files: ")
+    assert "set TMPDIR" in full
 
 
 @pytest.mark.slow

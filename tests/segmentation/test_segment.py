@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, Segment, Span, Trajectory
 from dto.segmentation import worker
-from dto.segmentation.worker import segment_text, segment_texts, start
+from dto.segmentation.worker import segment_text, segment_texts
+from dto.segmenter import start
 from dto.stages.segment import snap
 from dto.text import char_ends, decode_response, split_thinking, tokens_within
 from tests.byte_level import byte_level

@@ -20,6 +20,7 @@ from dto.tables import read, write
 from dto.training import grpo, trainers
 from dto.training.dev import DevScore
 from dto.training.fit import fit
+from dto.training.flops import training_flops
 from dto.training.pairs import (
     Demonstration,
     TokenizedPair,
@@ -28,7 +29,6 @@ from dto.training.pairs import (
     within_budget,
 )
 from dto.training.weights import load
-from dto.usage import training_flops
 from tests.training.conftest import LONG, SHORT, RunFolder, tiny_model
 
 
