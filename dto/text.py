@@ -232,11 +232,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Decode ids, keeping special tokens and white space."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         return str(backend.decode(list(ids), skip_special_tokens=False))
-    text = tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    assert isinstance(text, str)
-    return text
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def first_stop(text: str, stops: Iterable[str], start: int = 0) -> tuple[int, str] | None:

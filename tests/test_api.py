@@ -36,6 +36,7 @@ PUBLIC = """
     ExitPolicy ResponsePath ExitedResponse Rewarded Task
     Problem Trajectory Segment Span ExitEstimate Verdict OptimizedTrajectory PreferencePair
     BatchResponse Chain LabelledChain Trial EvaluationRow Dropped
+    open_model OpenModel stream answer answer_async Thinking Tried Left Answering Reply Tokens
 """
 
 

@@ -75,7 +75,7 @@ def test_the_house_is_small() -> None:
     lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
     core = sum(count for name, count in lines.items() if FLOOR.get(room(name)) == 0)
     assert core <= 8_500
-    assert len(MODULES) <= 200 and sum(lines.values()) <= 47_000
+    assert len(MODULES) <= 208 and sum(lines.values()) <= 48_000
     assert {name: count for name, count in lines.items() if count > 480} == {}
 
 
