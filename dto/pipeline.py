@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from dto import baselines
 from dto.cluster import Fleet, Ray
-from dto.cluster.seats import read_notes
+from dto.cluster.seats import forget_notes, read_notes
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
@@ -291,6 +291,7 @@ def _is_finished(run: OpenRun, stage: Stage, config: Mapping[str, Any]) -> bool:
     """Whether a stage need not be computed. Its files, or those that it reads, are checked."""
     if check_files(run, stage) and run.finished(stage, config):
         (run / stage.name / "journal").unlink(missing_ok=True)  # after a kill between the two
+        forget_notes(run / stage.name)
         run.done(stage.name)
         log_stage(run, stage.name, "already finished")
         return True
@@ -373,6 +374,7 @@ async def _compute(
                     await runner.finish({key: share for key, share in shares.items() if share})
                     if spread:
                         spread.close()
+                    forget_notes(run / stage.name)
                 run.done(stage.name)
                 log_stage(run, stage.name)
                 if stage is imported.STAGE:

@@ -241,9 +241,8 @@ class Fleet:
             await _ended(every)
 
     def close(self) -> None:
-        """Forget the notes of a stage, since its manifest has them."""
+        """End a stage: no more notes are written of it."""
         self._stage = None
-        (self._directory / NOTES).unlink(missing_ok=True)
 
     async def _begin(self, seat: Seat) -> None:
         """Open the engine of an actor, twice if it dies, and start to talk to it."""

@@ -95,3 +95,8 @@ def read_notes(directory: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     return notes if isinstance(notes, list) else []
+
+
+def forget_notes(directory: Path) -> None:
+    """Remove the notes of a stage, since its manifest has them."""
+    (directory / NOTES).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dto.cluster.seats import NOTES
 from dto.errors import DtoError, RunConflictError
 from dto.pipeline import STAGES, open_run, run_stages, stage_of
 from dto.recipe import Recipe, load_recipe
@@ -54,6 +55,20 @@ def test_a_finished_stage_is_left_alone() -> None:
     assert problems(recipe()) == first
     assert table.stat().st_mtime_ns == before
     assert load_recipe(Path("run/recipe.yaml")) == recipe()
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["under way", "killed at the very end"])
+def test_notes_of_actors_end_with_their_stage(finished: bool) -> None:
+    if finished:
+        problems(recipe())
+    else:
+        for run in opened(recipe()):
+            (run / "problems").mkdir()
+    notes = Path("run/problems") / NOTES
+    notes.write_text('[{"session": 1, "groups": 2}]')
+    done = problems(recipe())
+    assert done.get("actors") == (None if finished else [{"session": 1, "groups": 2}])
+    assert not notes.exists()
 
 
 def test_how_it_is_computed_may_change_at_will() -> None:
