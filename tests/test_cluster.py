@@ -36,6 +36,7 @@ from tests.conftest import ROOT, SMALL
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
+RayError = pytest.importorskip("ray.exceptions").RayError
 ActorUnavailableError = pytest.importorskip("ray.exceptions").ActorUnavailableError
 
 
@@ -377,6 +378,37 @@ async def test_rows_of_a_killed_node_are_done_again(
     assert sum(line["groups"] for line in done["actors"]) == 80
     assert sum(line["deaths"] for line in done["actors"]) == 1
     assert "an actor on" in caplog.text and "died" in caplog.text
+
+
+@pytest.mark.slow
+async def test_a_stage_begins_without_the_actor_of_a_killed_node(
+    run: RunReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes.add_node(num_cpus=1)
+        victim = nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        made = stage(plain)
+        async with Fleet(Ray(nodes.address), run, False, (made,)) as fleet:
+            assert fleet.size == 2
+            await asyncio.to_thread(nodes.remove_node, victim, allow_graceful=False)
+            with pytest.raises(RayError):  # its actor lives on for some seconds
+                while True:
+                    await asyncio.gather(*(fleet._call(seat.actor.place) for seat in fleet.alive))
+                    await asyncio.sleep(0.1)
+            with Runner(run.path / "spread", Problem, {"c": 1}) as runner:
+                await asyncio.wait_for(fleet.open(made, "base", run.path / "spread"), 120)
+                feeding = groups(run.path, 40)
+                await runner.feed(feeding, made.work, window=16, elsewhere=fleet.attempt)
+                done = await runner.finish({"actors": fleet.shared()})
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert (done["rows"], done["dropped"]) == (40, {})
+    assert sorted(line["groups"] for line in done["actors"]) == [0, 40]
+    assert "a dead actor waits for a node with 1 CPU" in caplog.text
 
 
 @pytest.mark.slow

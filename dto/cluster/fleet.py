@@ -211,7 +211,8 @@ class Fleet:
     async def open(self, stage: Stage, model: str, directory: Path) -> None:
         """Open the engines for a stage and model, before any group is sent.
 
-        Raises DtoError if an actor cannot open its engine, or dies twice in doing so.
+        Raises DtoError if an actor cannot open its engine, or dies twice in doing so. One whose
+        node has died is not waited for if another has opened its engine: it joins when it is back.
         """
         if directory != self._directory or self._stage is None:
             self._directory = directory
@@ -222,23 +223,28 @@ class Fleet:
         for seat in self.alive:
             if seat.task is not None:
                 seat.task.cancel()
-        every = opening = {asyncio.create_task(self._begin(seat)) for seat in self.alive}
-        begun = time.monotonic()
+        every = {asyncio.create_task(self._begin(seat)): seat for seat in self.alive}
+        opening = set(every)
+        begun = said = time.monotonic()
         try:
             while opening:
                 done, opening = await asyncio.wait(
-                    opening, timeout=6 * SAY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    opening, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
                     task.result()
-                if not done:
-                    seconds = time.monotonic() - begun
+                if len(opening) < len(every) and all(every[task].homeless for task in opening):
+                    break  # their node died: the others go on without them
+                if time.monotonic() - said > 6 * SAY_SECONDS:
+                    said = time.monotonic()
                     logger.info(
                         "%-9s %d actors are opening their engines, for %.0f s",
-                        stage.name, len(opening), seconds,
+                        stage.name, len(opening), said - begun,
                     )  # fmt: skip
         finally:
             await _ended(every)
+        for task in opening:
+            every[task].task = asyncio.create_task(self._again(every[task]))
 
     def close(self) -> None:
         """End a stage: no more notes are written of it."""
@@ -360,6 +366,7 @@ class Fleet:
             try:
                 if call.done():
                     seat.share.node = call.result()
+                    seat.homeless = False
                     return
             except ActorUnavailableError:  # Ray has not started it yet
                 call = None
@@ -368,7 +375,8 @@ class Fleet:
             left = len(self.alive)
             nodes = await asyncio.to_thread(places.nodes)
             room = places.room(self._needs, [node["Resources"] for node in nodes])
-            if room <= left and not said:
+            seat.homeless = room <= left
+            if seat.homeless and not said:
                 said = True
                 logger.warning(
                     "ray       a dead actor waits for a node with %s: there is %s, where %d actors "

@@ -57,6 +57,7 @@ class Seat:
     waiting: list[Ticket] = field(default_factory=list)  # not sent yet
     under_way: dict[int, asyncio.Future[Entry | None]] = field(default_factory=dict)
     given: asyncio.Event = field(default_factory=asyncio.Event)
+    homeless: bool = False  # whether it is dead, and no node has room for it
     suspect: bool = False  # whether it has a group that may have killed others
     task: asyncio.Task[None] | None = None  # talks to the actor, or waits until it is back
     since: float = 0.0  # when it got work
