@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -83,6 +84,38 @@ def memory(process: psutil.Process) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+class Observed(NamedTuple):
+    """A command: its wall and CPU seconds, the peak of its tree and its own, in bytes.
+
+    CPU seconds include those of all processes that the command waited for.
+    """
+
+    seconds: float
+    cpu: float
+    peak: int
+    own: int
+
+
+def observe(command: list[str], log: Path, every: float) -> Observed:
+    """Run a command and look at its memory every so many seconds. SystemExit if it fails."""
+    start, before, peak, own = time.perf_counter(), os.times(), 0, 0
+    with log.open("a") as file:
+        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            try:
+                tree = [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                break
+            sizes = [memory(each) for each in tree]
+            peak, own = max(peak, sum(sizes)), max(own, sizes[0])
+            time.sleep(every)
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-4_000:]}")
+    after = os.times()
+    cpu = sum(after[2:4]) - sum(before[2:4])
+    return Observed(time.perf_counter() - start, cpu, peak, own)
+
+
 def measure(count: int, form: str, characters: int) -> dict[str, Any]:
     """Import rows in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="dto-large-") as folder:
@@ -91,20 +124,7 @@ def measure(count: int, form: str, characters: int) -> dict[str, Any]:
         run = Path(folder) / "run"
         command = [sys.executable, "-c", "from dto.cli import main; main()", "import", str(path),
                    "--model", "nano", "--out", str(run)]  # fmt: skip
-        start, peak, own = time.perf_counter(), 0, 0
-        with (Path(folder) / "log").open("w") as log:
-            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            while process.poll() is None:
-                try:
-                    tree = [process, *process.children(recursive=True)]
-                except psutil.NoSuchProcess:
-                    break
-                sizes = [memory(each) for each in tree]
-                peak, own = max(peak, sum(sizes)), max(own, sizes[0])
-                time.sleep(0.2)
-        seconds = time.perf_counter() - start
-        if process.wait():
-            raise SystemExit((Path(folder) / "log").read_text())
+        seen = observe(command, Path(folder) / "log", every=0.2)
         stages = {
             name: json.loads((run / name / "manifest.json").read_text())
             for name in ("problems", "sample")
@@ -113,10 +133,10 @@ def measure(count: int, form: str, characters: int) -> dict[str, Any]:
             "rows": count,
             "form": form,
             "bytes": path.stat().st_size,
-            "peak": peak,
-            "command": own,
-            "seconds": round(seconds, 1),
-            "rows_per_second": round(count / seconds, 1),
+            "peak": seen.peak,
+            "command": seen.own,
+            "seconds": round(seen.seconds, 1),
+            "rows_per_second": round(count / seen.seconds, 1),
             "stages": {name: round(done["seconds"], 1) for name, done in stages.items()},
             "stage_peaks": {name: done["peak_memory"] for name, done in stages.items()},
         }

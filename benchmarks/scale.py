@@ -18,22 +18,17 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
-from benchmarks.large import memory
+from benchmarks.large import observe
 from dto.engines.models import load_tokenizer
 from dto.engines.shared import encode_prompt, unbranched
 from dto.extension import Settings
@@ -151,28 +146,6 @@ class Measured(NamedTuple):
     disk: int
 
 
-def observe(command: list[str], log: Path) -> tuple[float, float, int]:
-    """Run a command; return its wall seconds, its CPU seconds and the peak of its tree in bytes.
-
-    CPU seconds include those of all processes that the command waited for.
-    """
-    start, before, peak = time.perf_counter(), os.times(), 0
-    with log.open("a") as file:
-        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            try:
-                tree = [process, *process.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                break
-            peak = max(peak, sum(map(memory, tree)))
-            time.sleep(0.5)
-    if process.wait():
-        raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-4_000:]}")
-    after = os.times()
-    cpu = sum(after[2:4]) - sum(before[2:4])
-    return time.perf_counter() - start, cpu, peak
-
-
 def measure(count: int, tokens: int, folder: Path) -> Iterator[Measured]:
     """Take so many rows through all stages, in a run directory below `folder`.
 
@@ -214,11 +187,11 @@ def measure(count: int, tokens: int, folder: Path) -> Iterator[Measured]:
             command = [*dto, stage, str(source), "--model", str(model), "--out", str(run), *options]
         else:
             command = [*dto, stage, str(run)]
-        seconds, cpu, peak = observe(command, folder / "log")
+        seen = observe(command, folder / "log", every=0.5)
         done = place / "manifest.json"
         written = json.loads(done.read_text())["rows"] if done.is_file() else 0
         disk = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        row = Measured(stage, seconds, cpu, peak, written, disk)
+        row = Measured(stage, seen.seconds, seen.cpu, seen.peak, written, disk)
         with record.open("a") as file:
             file.write(json.dumps(row._asdict()) + "\n")
         yield row

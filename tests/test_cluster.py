@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -351,16 +351,26 @@ async def test_the_manifest_has_what_each_actor_did_in_every_session(run: RunRea
     assert all((line["seconds"] > 0) == (line["groups"] > 0) for line in lines)
 
 
-@pytest.mark.slow
-async def test_rows_of_a_killed_node_are_done_again(
-    run: RunReader, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextmanager
+def two_nodes() -> Iterator[tuple[Any, Any]]:
+    """A cluster of two nodes with a core each, and one of them."""
     ray.shutdown()
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes.add_node(num_cpus=1)
         victim = nodes.add_node(num_cpus=1)
         nodes.wait_for_nodes()
+        yield nodes, victim
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+async def test_rows_of_a_killed_node_are_done_again(
+    run: RunReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    with two_nodes() as (nodes, victim):
 
         async def kill() -> None:
             journal = run.path / "spread" / "journal"
@@ -371,9 +381,6 @@ async def test_rows_of_a_killed_node_are_done_again(
         killing = asyncio.create_task(kill())
         done = await whole(run, stage(slow), "spread", 80, Ray(nodes.address))
         await killing
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
     assert (done["rows"], done["dropped"], done["usage"]["generated"]) == (80, {}, 240)
     assert sum(line["groups"] for line in done["actors"]) == 80
     assert sum(line["deaths"] for line in done["actors"]) == 1
@@ -384,12 +391,7 @@ async def test_rows_of_a_killed_node_are_done_again(
 async def test_a_stage_begins_without_the_actor_of_a_killed_node(
     run: RunReader, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        nodes.add_node(num_cpus=1)
-        victim = nodes.add_node(num_cpus=1)
-        nodes.wait_for_nodes()
+    with two_nodes() as (nodes, victim):
         made = stage(plain)
         async with Fleet(Ray(nodes.address), run, False, (made,)) as fleet:
             assert fleet.size == 2
@@ -403,9 +405,6 @@ async def test_a_stage_begins_without_the_actor_of_a_killed_node(
                 feeding = groups(run.path, 40)
                 await runner.feed(feeding, made.work, window=16, elsewhere=fleet.attempt)
                 done = await runner.finish({"actors": fleet.shared()})
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
     assert (done["rows"], done["dropped"]) == (40, {})
     assert sorted(line["groups"] for line in done["actors"]) == [0, 40]
     assert "a dead actor waits for a node with 1 CPU" in caplog.text

@@ -51,7 +51,6 @@ def serve(
         from dto.serving.model import Serving, policy_of
     except ImportError as error:
         raise DtoError(f"{error.name} is not installed: pip install 'dto[serve]'") from None
-    from dto.serving.model import Serving, policy_of
 
     recipe = _recipe(target, changes)
     chosen = [policy_of(name) for name in exit or []] or [*recipe.evaluate.exits]

@@ -80,13 +80,13 @@ class Desk:
 
     def policy(self, ask: Ask) -> ExitPolicy:
         """The exit that a request asks for. Raises RequestError 400 for one that there is not."""
-        wanted = ask.early_exit
+        wanted, default = ask.early_exit, next(iter(self.exits.values()))
         if ask.thinking_token_budget is not None:
             wanted = {"policy": "budget", "budget": ask.thinking_token_budget}
         elif wanted is None and isinstance(ask, Chat) and ask.reasoning_effort in self.exits:
             wanted = ask.reasoning_effort
         if wanted is None or wanted is True:
-            return next(iter(self.exits.values()))
+            return default
         if wanted is False or wanted in ("off", "none"):
             return NO_EXIT
         if isinstance(wanted, str):
@@ -96,7 +96,6 @@ class Desk:
                     "early_exit",
                 )  # fmt: skip
             return self.exits[wanted]
-        default = next(iter(self.exits.values()))
         base = default.changed() if "policy" not in wanted else {}
         if ":" in str(wanted.get("policy")):
             raise RequestError(400, "a request names no import path", "early_exit.policy")
@@ -182,7 +181,6 @@ class _Exchange:
     def __init__(self, desk: Desk, ask: Ask, form: Form, responses: list[Live]) -> None:
         self._desk, self._ask, self._form, self._responses = desk, ask, form, responses
         self._started = False
-        self._first = True
         self._begun = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -227,10 +225,11 @@ class _Exchange:
         """Pass all events to `heard`; return the choices. Raises RequestError if one failed."""
         choices: dict[int, Choice] = {}
         closing = [""] * len(self._responses)
+        heard_any = False
         async with aclosing(_merged(self._responses)) as events:
             async for index, event in events:
-                if self._first:
-                    self._first = False
+                if not heard_any:
+                    heard_any = True
                     self._desk.metrics.first_token.observe(time.perf_counter() - self._begun)
                 if isinstance(event, Reply):
                     self._desk.metrics.count(event)
